@@ -1,0 +1,416 @@
+//! Running other programs: one way for all, with a deadline, bounded output,
+//! a fixed locale, and errors that quote what the program said.
+#![allow(clippy::disallowed_methods, reason = "this is the place that the rule sends others to")]
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use super::poll::{self, Deadline};
+use super::{Context as _, Error, Kind, Result, interrupt};
+
+/// Most bytes kept of each of a program's two outputs.
+const OUTPUT_LIMIT: u64 = 16 << 20;
+
+/// A program about to be run.
+#[derive(Debug)]
+pub struct Cmd {
+    program: OsString,
+    command: Command,
+    timeout: Duration,
+}
+
+/// What a program that ended well (or was allowed not to) left behind.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+impl Cmd {
+    /// A program by name (found on `PATH`) or path. No shell is involved.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        let program = program.as_ref().to_owned();
+        let mut command = Command::new(&program);
+        command.env("LC_ALL", "C").stdin(Stdio::null());
+        Cmd { program, command, timeout: Duration::from_secs(60) }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Kills the program after this time. 60 s when not said.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Runs it in a process group of its own, so that Ctrl-C at the terminal does not reach it.
+    #[must_use]
+    pub fn own_group(mut self) -> Self {
+        self.command.process_group(0);
+        self
+    }
+
+    /// Runs to the end and collects the output, whatever the exit status.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when the program is not there, [`Kind::TimedOut`]
+    /// when it was killed for taking too long, [`Kind::Interrupted`] on Ctrl-C.
+    pub fn output(mut self) -> Result<Output> {
+        let mut child = self
+            .command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| not_started(&self.program, error))?;
+        let stdout = collect(child.stdout.take());
+        let stderr = collect(child.stderr.take());
+        let ended = poll::until(&Deadline::after(self.timeout), Duration::from_millis(2), || {
+            child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
+        });
+        let status = match ended {
+            Ok(Some(status)) => status,
+            other => {
+                end(&mut child);
+                other?;
+                return Err(Error::timed_out(format!(
+                    "{} did not end within {}",
+                    shown(&self.program),
+                    humantime::format_duration(self.timeout)
+                )));
+            }
+        };
+        let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
+        Ok(Output { status, stdout: join(stdout), stderr: join(stderr) })
+    }
+
+    /// Runs to the end and returns the output of a program that ended with 0.
+    ///
+    /// # Errors
+    /// As [`output`](Self::output); [`Kind::Failed`] quoting its last words when it ended otherwise.
+    pub fn run(self) -> Result<Output> {
+        let program = self.program.clone();
+        let output = self.output()?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(Error::failed(format!("{} failed ({})", shown(&program), output.status))
+            .because(last_words(&output.stderr)))
+    }
+
+    /// Starts it and returns while it runs, with pipes to all three streams:
+    /// for programs that are talked to. The timeout is not used.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when the program is not there.
+    pub fn spawn(mut self) -> Result<Running> {
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| not_started(&self.program, error))?;
+        let (stdout, stderr) = (Captured::begin(child.stdout.take()), Captured::begin(child.stderr.take()));
+        Ok(Running { stdin: child.stdin.take(), child, stdout, stderr })
+    }
+
+    /// Starts it to live on after us: in a process group of its own (Ctrl-C at
+    /// the terminal does not reach it), working directory `/`, no input, no
+    /// output, standard error into `log`. No deadline applies.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when the program cannot be started.
+    pub fn spawn_detached(mut self, log: std::fs::File) -> Result<Detached> {
+        self.command
+            .current_dir("/")
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map(Detached)
+            .map_err(|error| not_started(&self.program, error))
+    }
+
+    /// Runs with our own input, output and terminal and returns how it ended:
+    /// for sessions that the user holds. Ctrl-C goes to the program; a signal
+    /// that ends us ends it as well.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when the program is not there.
+    pub fn interactive(mut self) -> Result<ExitStatus> {
+        // The user's own locale: what the session shows is for them.
+        self.command.env_remove("LC_ALL");
+        if let Some(locale) = std::env::var_os("LC_ALL") {
+            self.command.env("LC_ALL", locale);
+        }
+        let mut child = self
+            .command
+            .stdin(Stdio::inherit())
+            .stdout(Stdio::inherit())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(|error| not_started(&self.program, error))?;
+        let ended = watch_for_end(&child);
+        let mut asked = false;
+        while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(50)) {
+            if interrupt::requested() && !asked {
+                asked = true;
+                if let Some(pid) = pid_of(&child) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                }
+            }
+        }
+        child.wait().context(|| "waiting for a program".into())
+    }
+}
+
+/// A program that runs; dropping it kills it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Captured,
+    stderr: Captured,
+}
+
+impl Running {
+    /// Writes all of `bytes` to its input in the background, then closes the input.
+    pub fn feed(&mut self, bytes: Vec<u8>) {
+        if let Some(mut pipe) = self.stdin.take() {
+            // A program that ends without reading breaks the pipe: how it ended tells more.
+            std::thread::spawn(move || pipe.write_all(&bytes));
+        }
+    }
+
+    /// Writes a few bytes to its input now. Blocks when the program leaves
+    /// more than a pipe's 64 KiB unread.
+    pub fn send(&mut self, bytes: &[u8]) {
+        if let Some(pipe) = &mut self.stdin {
+            let _ = pipe.write_all(bytes);
+        }
+    }
+
+    /// Looks at what it has written to its standard output so far.
+    pub fn peek<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&self.stdout.lock())
+    }
+
+    /// How it ended and all its output; `None` while it runs. Call it no more after that.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn poll(&mut self) -> Result<Option<Output>> {
+        let Some(status) = self.child.try_wait().context(|| "waiting for a program".into())? else { return Ok(None) };
+        Ok(Some(Output { status, stdout: self.stdout.finish(), stderr: self.stderr.finish() }))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A pipe that is read on a thread into memory that can be looked at meanwhile.
+#[derive(Debug)]
+struct Captured {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<mpsc::Receiver<()>>,
+}
+
+impl Captured {
+    fn begin<R: Read + Send + 'static>(pipe: Option<R>) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let (done, reader) = mpsc::channel();
+        if let Some(mut pipe) = pipe {
+            let bytes = Arc::clone(&bytes);
+            std::thread::spawn(move || {
+                let mut piece = [0; 8192];
+                while let Ok(n @ 1..) = pipe.read(&mut piece) {
+                    let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                    if (bytes.len() as u64) < OUTPUT_LIMIT {
+                        bytes.extend_from_slice(&piece[..n]);
+                    }
+                }
+                let _ = done.send(());
+            });
+        }
+        Captured { bytes, reader: Some(reader) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was written, once the program has ended. A child that it left
+    /// behind may hold the pipe open: that is not waited for.
+    fn finish(&mut self) -> Vec<u8> {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.recv_timeout(Duration::from_millis(500));
+        }
+        std::mem::take(&mut *self.lock())
+    }
+}
+
+fn pid_of(child: &Child) -> Option<rustix::process::Pid> {
+    rustix::process::Pid::from_raw(i32::try_from(child.id()).ok()?)
+}
+
+/// Sends once the child has ended, without reaping it: until then its pid stays its own.
+fn watch_for_end(child: &Child) -> mpsc::Receiver<()> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let (sender, receiver) = mpsc::channel();
+    let pid = pid_of(child);
+    std::thread::spawn(move || {
+        while let Some(Err(rustix::io::Errno::INTR)) =
+            pid.map(|pid| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT))
+        {}
+        let _ = sender.send(());
+    });
+    receiver
+}
+
+/// A program that outlives us. Dropping this leaves it running.
+#[derive(Debug)]
+pub struct Detached(Child);
+
+impl Detached {
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// How it ended, if it has; reaps it then.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.0.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
+    }
+
+    /// Kills and reaps it, whatever stands.
+    pub fn kill(&mut self) {
+        end(&mut self.0);
+    }
+}
+
+fn not_started(program: &OsStr, error: std::io::Error) -> Error {
+    let message = format!("{} cannot be started", shown(program));
+    Error::new(Kind::Unavailable, message).because(error)
+}
+
+fn shown(program: &OsStr) -> String {
+    format!("'{}'", Path::new(program).display())
+}
+
+/// Reads on a thread so that a full pipe never blocks the program; what is over the limit is read and dropped.
+fn collect<R: Read + Send + 'static>(pipe: Option<R>) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.by_ref().take(OUTPUT_LIMIT).read_to_end(&mut bytes);
+            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        }
+        bytes
+    })
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The last non-empty lines of a program's standard error, fit for a message.
+#[must_use]
+pub fn last_words(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let words = lines[lines.len().saturating_sub(3)..].join("; ");
+    if words.is_empty() {
+        return "it said nothing".into();
+    }
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
+}
+
+/// Where a program is on `PATH`; no process is started.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_output_and_quotes_failure() {
+        assert_eq!(Cmd::new("echo").arg("a b").run().unwrap().text(), "a b\n");
+        let error = Cmd::new("ls").arg("/nonexistent").run().unwrap_err();
+        assert!(error.causes()[0].contains("No such file"), "{:?}", error.causes());
+        assert_eq!(Cmd::new("virga-no-such-program").run().unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn talks_to_a_running_program() {
+        let mut cat = Cmd::new("sh").arg("-c").arg("read -r a; echo \"got $a\"; read -r b; exit 7").spawn().unwrap();
+        cat.send(b"one\n");
+        let wait = |what: &mut dyn FnMut() -> Option<Output>| {
+            poll::until(&Deadline::after(Duration::from_secs(10)), Duration::from_millis(2), || Ok(what())).unwrap()
+        };
+        wait(&mut || cat.peek(|out| (out == b"got one\n").then(|| Cmd::new("true").run().unwrap()))).unwrap();
+        assert!(cat.poll().unwrap().is_none());
+        cat.feed(b"two\n".to_vec());
+        let output = wait(&mut || cat.poll().unwrap()).unwrap();
+        assert_eq!((output.status.code(), output.text().as_str()), (Some(7), "got one\n"));
+    }
+
+    #[test]
+    fn does_not_wait_for_what_a_program_left_behind() {
+        let mut sh = Cmd::new("sh").args(["-c", "sleep 5 & echo done"]).spawn().unwrap();
+        let deadline = Deadline::after(Duration::from_secs(4));
+        let output = poll::until(&deadline, Duration::from_millis(2), || sh.poll()).unwrap().unwrap();
+        assert_eq!(output.text(), "done\n");
+        assert!(!deadline.passed());
+    }
+
+    #[test]
+    fn kills_what_takes_too_long() {
+        let error = Cmd::new("sleep").arg("60").timeout(Duration::from_millis(50)).run().unwrap_err();
+        assert_eq!(error.kind(), Kind::TimedOut);
+    }
+}

@@ -1,0 +1,270 @@
+//! File writes that are whole or absent, and reads that are bounded.
+//!
+//! Only this module may write files with `std::fs` (see `clippy.toml`).
+#![allow(clippy::disallowed_methods, reason = "this is the place that the rule sends others to")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use super::{Context as _, Error, Kind, Result};
+
+/// Makes a folder (and its parents) that only its owner may enter. Existing is success.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn create_private_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| explain(error, "making the folder", path))
+}
+
+/// Makes a folder (and its parents) with the user's usual mode. Existing is success.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|error| explain(error, "making the folder", path))
+}
+
+/// Makes exactly one private folder; `false` when it was there already.
+///
+/// # Errors
+/// When it cannot be made for another reason.
+pub fn create_new_private_dir(path: &Path) -> Result<bool> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(explain(error, "making the folder", path)),
+    }
+}
+
+/// Replaces `path` with `bytes`: temporary file beside it, fsync, rename,
+/// fsync of the folder. A reader sees the old file or the new one.
+///
+/// # Errors
+/// When any step fails; the old file is then untouched and the temporary one gone.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    write_atomic_with(path, mode, |file| file.write_all(bytes).map_err(|error| explain(error, "writing", path)))
+}
+
+/// As [`write_atomic`], the content written by `fill`.
+///
+/// # Errors
+/// As [`write_atomic`], and what `fill` returns.
+pub fn write_atomic_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let folder = folder_of(path);
+    let mut temporary = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)
+        .map_err(|error| explain(error, "writing", path))?;
+    fill(temporary.as_file_mut())?;
+    temporary.as_file().sync_all().map_err(|error| explain(error, "writing", path))?;
+    temporary.persist(path).map_err(|error| explain(error.error, "writing", path))?;
+    sync_dir(folder)
+}
+
+/// The folder that holds `path`; the current one for a bare name.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What temporary files of [`write_atomic`] begin with; a killed process leaves them, sweeping removes them.
+pub const TEMPORARY_PREFIX: &str = ".virga-tmp-";
+
+/// Writes a new file that must not exist yet, without the cost of fsync: for
+/// files that a crash may lose because the guest that owns them is not whole yet.
+///
+/// # Errors
+/// [`Kind::Exists`] when it is there already; else what writing returns.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = create_new(path, mode)?;
+    file.write_all(bytes).map_err(|error| explain(error, "writing", path))
+}
+
+/// Creates a file that must not exist yet, open for reading and writing.
+///
+/// # Errors
+/// [`Kind::Exists`] when it is there already; else why it cannot be made.
+pub fn create_new(path: &Path, mode: u32) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .custom_flags(libc_nofollow())
+        .open(path)
+        .map_err(|error| explain(error, "making", path))
+}
+
+/// Opens a file for reading and writing, making it (private) when absent. Never through a symbolic link.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_or_create(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc_nofollow())
+        .open(path)
+        .map_err(|error| explain(error, "opening", path))
+}
+
+/// Opens a file for reading.
+///
+/// # Errors
+/// [`Kind::NotFound`] when it is absent; else why it cannot be opened.
+pub fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| explain(error, "opening", path))
+}
+
+fn libc_nofollow() -> i32 {
+    i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0)
+}
+
+/// Reads a whole file of at most `limit` bytes.
+///
+/// # Errors
+/// [`Kind::NotFound`] when it is absent, [`Kind::Failed`] when it is larger.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(|error| explain(error, "reading", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::failed(format!("'{}' is larger than {}", path.display(), super::ByteSize(limit))));
+    }
+    Ok(bytes)
+}
+
+/// As [`read`], as text.
+///
+/// # Errors
+/// As [`read`], and when it is not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read(path, limit)?).context(|| format!("'{}' is not UTF-8 text", path.display()))
+}
+
+/// Reads and parses a JSON file of ours; `None` when it is absent.
+///
+/// # Errors
+/// When it is there but cannot be read as a `T`.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    const LIMIT: u64 = 64 << 20;
+    let bytes = match read(path, LIMIT) {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+        other => other?,
+    };
+    serde_json::from_slice(&bytes).map(Some).context(|| format!("reading '{}'", path.display()))
+}
+
+/// Writes `value` as indented JSON, atomically.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_json<T: serde::Serialize>(path: &Path, value: &T, mode: u32) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).context(|| format!("encoding '{}'", path.display()))?;
+    text.push(b'\n');
+    write_atomic(path, &text, mode)
+}
+
+/// Removes a file; being absent is success.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(explain(error, "removing", path)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder and all in it, never following links; being absent is success.
+///
+/// # Errors
+/// When something of it cannot be removed.
+pub fn remove_dir_all(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(explain(error, "removing", path)),
+        _ => Ok(()),
+    }
+}
+
+/// Renames within one file system, then fsyncs the target's folder.
+///
+/// # Errors
+/// When it cannot be renamed.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|error| explain(error, "renaming", from))?;
+    sync_dir(folder_of(to))
+}
+
+/// Sets a file's permission bits.
+///
+/// # Errors
+/// When they cannot be set.
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|error| explain(error, "setting the mode of", path))
+}
+
+/// Names in a folder, sorted; an absent folder is an empty one. Names that are not UTF-8 are left out: none of ours is.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list_dir(path: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| explain(error, "reading the folder", path))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| explain(error, "reading the folder", path))?;
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Bytes free for an ordinary user on the file system of `path`.
+///
+/// # Errors
+/// When the file system does not answer.
+pub fn free_space(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(path).map_err(|error| explain(error.into(), "asking the free space of", path))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Makes a rename or a removal in `folder` durable.
+///
+/// # Errors
+/// When fsync fails.
+pub fn sync_dir(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|dir| dir.sync_all()).map_err(|error| explain(error, "syncing the folder", folder))
+}
+
+/// An I/O error with its path, kind and hint.
+#[must_use]
+pub fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound => Kind::NotFound,
+        io::ErrorKind::AlreadyExists => Kind::Exists,
+        _ => Kind::Failed,
+    };
+    let full = error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded;
+    let denied = error.kind() == io::ErrorKind::PermissionDenied;
+    let mut ours = Error::new(kind, format!("{doing} '{}'", path.display())).because(error);
+    if full {
+        ours = ours.hint("the disk is full: 'virga prune' frees images that no guest uses, VIRGA_HOME moves the state");
+    } else if denied {
+        ours = ours
+            .hint("the folder belongs to another user: run as that user, or set VIRGA_HOME to a folder of your own");
+    }
+    ours
+}

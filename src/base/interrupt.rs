@@ -1,0 +1,44 @@
+//! Ctrl-C and SIGTERM as a flag that long work looks at, so that every step's
+//! undo runs before the process ends.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Context as _, Error, Kind, Result};
+
+static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+fn flag() -> &'static Arc<AtomicBool> {
+    FLAG.get_or_init(Arc::default)
+}
+
+/// Makes SIGINT, SIGTERM and SIGHUP set the flag instead of ending the
+/// process. A second one ends it at once, as a way out when clean-up hangs.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+pub fn install() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Order matters: the first signal finds the flag unset and only sets it.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(flag()))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(flag())))
+            .context(|| "installing the signal handlers".into())?;
+    }
+    Ok(())
+}
+
+/// Whether a signal has come.
+#[must_use]
+pub fn requested() -> bool {
+    flag().load(Ordering::Relaxed)
+}
+
+/// Ends the current work when a signal has come.
+///
+/// # Errors
+/// [`Kind::Interrupted`] then.
+pub fn check() -> Result<()> {
+    if requested() { Err(Error::new(Kind::Interrupted, "interrupted")) } else { Ok(()) }
+}

@@ -1,0 +1,24 @@
+//! The ground floor: types that every part shares, path names, and the few
+//! primitives (programs, files, locks, polling, undo) that touch the machine.
+//!
+//! Nothing here imports a part.
+
+pub mod cmd;
+pub mod error;
+pub mod fs;
+pub mod interrupt;
+pub mod layout;
+pub mod lock;
+pub mod name;
+pub mod plan;
+pub mod poll;
+pub mod progress;
+pub mod size;
+pub mod state;
+pub mod undo;
+
+pub use error::{Context, Error, Kind, Result};
+pub use layout::Layout;
+pub use name::{Arch, Digest, DigestAlgorithm, GuestName, ImageId, RelPath};
+pub use plan::GuestPlan;
+pub use size::ByteSize;

@@ -1,0 +1,68 @@
+//! Waiting: deadlines and bounded polling. The only place that sleeps.
+#![allow(clippy::disallowed_methods, reason = "this is the place that the rule sends others to")]
+
+use std::time::{Duration, Instant};
+
+use super::{Result, interrupt};
+
+/// A moment after which waiting is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    start: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// `limit` from now.
+    #[must_use]
+    pub fn after(limit: Duration) -> Self {
+        Deadline { start: Instant::now(), limit }
+    }
+
+    /// Time since it was set.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Time left, zero when it has passed.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.elapsed())
+    }
+
+    /// Whether it has passed.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    /// The whole span that was set.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+}
+
+/// Calls `probe` at once and then every `step` until it returns `Some`;
+/// `None` when the deadline passed. Ends on Ctrl-C within `step`.
+///
+/// # Errors
+/// What `probe` returns, and [`super::Kind::Interrupted`].
+pub fn until<T>(
+    deadline: &Deadline,
+    step: Duration,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    loop {
+        if let Some(found) = probe()? {
+            return Ok(Some(found));
+        }
+        // After the probe: what is to be had at once is had by clean-up too, which runs because of Ctrl-C.
+        interrupt::check()?;
+        if deadline.passed() {
+            return Ok(None);
+        }
+        std::thread::sleep(step.min(deadline.left()));
+    }
+}

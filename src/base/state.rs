@@ -1,0 +1,35 @@
+//! The state folder's version: one integer in a file.
+
+use super::layout::STATE_VERSION;
+use super::{Context as _, Error, Kind, Layout, Result, fs};
+
+/// Checks that the state folder, if there is one, is of a shape that this
+/// build knows. Makes nothing. Returns whether there is one.
+///
+/// # Errors
+/// [`Kind::Failed`] when a newer virga made it.
+pub fn check(layout: &Layout) -> Result<bool> {
+    let found = match fs::read_text(&layout.version(), 64) {
+        Ok(text) => text.trim().parse::<u32>().context(|| format!("reading '{}'", layout.version().display()))?,
+        Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if found > STATE_VERSION {
+        return Err(Error::failed(format!("the state in '{}' was made by a newer virga", layout.home().display()))
+            .hint("update virga, or set VIRGA_HOME to another folder"));
+    }
+    Ok(true)
+}
+
+/// Makes the state folder where there is none and checks that its shape is
+/// one that this build knows. Repeatable.
+///
+/// # Errors
+/// [`Kind::Failed`] when a newer virga made it, or it cannot be made.
+pub fn prepare(layout: &Layout) -> Result<()> {
+    if !check(layout)? {
+        fs::create_private_dir(layout.home())?;
+        fs::write_atomic(&layout.version(), format!("{STATE_VERSION}\n").as_bytes(), 0o644)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! virga keeps cloud images in sync, verified, and makes machines of them.
+//!
+//! Four floors; imports only go down (`tests/architecture.rs` holds this):
+//!
+//! ```text
+//! cli/    arguments, printing, progress bars, exit codes
+//! ops/    one file a promise: puts parts together
+//! parts   stream/ fetch/ pool/ disk/ seed/ guest/ ssh/ driver/: strangers to each other
+//! base/   shared types, path names, running programs, files, locks, waiting, undo
+//! ```
+
+pub mod base;

@@ -1,0 +1,3 @@
+//! The `virga` program. Everything is in the library.
+
+fn main() {}
