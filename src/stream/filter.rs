@@ -1,0 +1,254 @@
+//! The filter language of simplestreams' tools: `KEY OP VALUE`, as in
+//! `release=noble` or `version_name!~^2019`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use regex::Regex;
+
+use crate::base::name::quoted;
+use crate::base::{Error, Result};
+
+/// One condition on the flattened keys of an item. A key that is missing
+/// compares as the empty string.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    key: String,
+    test: Test,
+    /// `!=` and `!~`.
+    negated: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    Equals(String),
+    /// Found anywhere in the value.
+    Found(Regex),
+}
+
+impl Filter {
+    /// The key that it looks at.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether the value of its key passes.
+    #[must_use]
+    pub fn accepts(&self, value: &str) -> bool {
+        let holds = match &self.test {
+            Test::Equals(wanted) => wanted == value,
+            Test::Found(pattern) => pattern.is_match(value),
+        };
+        holds != self.negated
+    }
+}
+
+impl FromStr for Filter {
+    type Err = Error;
+
+    /// The key is one or more word characters, `-` or `|` at the very start;
+    /// blanks may stand around the operator; all after them is the value,
+    /// closing blanks included.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::usage(format!("{} is not a filter", quoted(text)))
+                .hint("write KEY=VALUE, KEY!=VALUE, KEY~REGEX or KEY!~REGEX, for example release=noble")
+        };
+        let end = text.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '|'))).ok_or_else(wrong)?;
+        let (key, rest) = text.split_at(end);
+        let rest = rest.trim_start_matches(' ');
+        let (negated, rest) = rest.strip_prefix('!').map_or((false, rest), |rest| (true, rest));
+        let operator = rest.chars().next().filter(|c| matches!(c, '=' | '~')).ok_or_else(wrong)?;
+        let value = rest[1..].trim_start_matches(' ');
+        if key.is_empty() || value.contains('\n') {
+            return Err(wrong());
+        }
+        let test = if operator == '=' {
+            Test::Equals(value.to_owned())
+        } else {
+            Test::Found(Regex::new(value).map_err(|error| {
+                Error::usage(format!("{} is not a regular expression", quoted(value)))
+                    .because(error)
+                    .hint("look-around and back-references are not supported: use two filters")
+            })?)
+        };
+        Ok(Filter { key: key.to_owned(), test, negated })
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (operator, value) = match &self.test {
+            Test::Equals(value) => ('=', value.as_str()),
+            Test::Found(pattern) => ('~', pattern.as_str()),
+        };
+        write!(f, "{}{}{operator}{value}", self.key, if self.negated { "!" } else { "" })
+    }
+}
+
+impl PartialEq for Filter {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+/// Filters that must all hold. None at all accepts everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Filters(pub Vec<Filter>);
+
+impl Filters {
+    /// Parses every one of `texts`.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::Usage`] for the first that is not a filter.
+    pub fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Self> {
+        texts.iter().map(|text| text.as_ref().parse()).collect::<Result<_>>().map(Filters)
+    }
+
+    /// Whether an item with these flattened keys passes all filters.
+    #[must_use]
+    pub fn matches(&self, keys: &BTreeMap<String, String>) -> bool {
+        self.matches_by(|key| keys.get(key).map(|value| Cow::Borrowed(value.as_str())))
+    }
+
+    /// As [`matches`](Self::matches), for keys that are looked up one by one.
+    pub fn matches_by<'v>(&self, get: impl Fn(&str) -> Option<Cow<'v, str>>) -> bool {
+        self.0.iter().all(|filter| filter.accepts(&get(&filter.key).unwrap_or_default()))
+    }
+
+    /// Whether any filter looks at `key`: a default for that key must then stay away.
+    #[must_use]
+    pub fn names(&self, key: &str) -> bool {
+        self.0.iter().any(|filter| filter.key == key)
+    }
+
+    /// These filters and then those of `more`.
+    #[must_use]
+    pub fn and(mut self, more: &Filters) -> Self {
+        self.0.extend_from_slice(&more.0);
+        self
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Filters {
+    /// As they would be typed, blanks between them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, filter) in self.0.iter().enumerate() {
+            write!(f, "{}{filter}", if n == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::Kind;
+
+    fn passes(filter: &str, keys: &[(&str, &str)]) -> bool {
+        let keys = keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Filters::parse(&[filter]).unwrap().matches(&keys)
+    }
+
+    #[test]
+    fn means_what_the_python_tools_mean() {
+        let keys = [("arch", "amd64"), ("release", "noble"), ("supported", "True"), ("note", "a b "), ("eq", "=b")];
+        for (filter, expected) in [
+            ("arch=amd64", true),
+            ("arch=amd", false),
+            ("arch=Amd64", false),
+            ("arch!=amd64", false),
+            ("arch!=arm64", true),
+            ("arch~md6", true),
+            ("arch~^md6", false),
+            ("arch~(arm|amd)64$", true),
+            ("arch!~md6", false),
+            ("arch!~arm", true),
+            ("arch = amd64", true),
+            ("arch   !=   arm64", true),
+            ("arch= amd64", true),
+            ("arch=amd64 ", false),
+            ("note=a b ", true),
+            ("note=a b", false),
+            ("eq==b", true),
+            ("supported=True", true),
+            ("supported=true", false),
+            ("missing=", true),
+            ("missing!=x", true),
+            ("missing=x", false),
+            ("missing~^$", true),
+            ("missing~x", false),
+            ("missing!~x", true),
+            ("a|b=", true),
+            ("product-name!=é", true),
+        ] {
+            assert_eq!(passes(filter, &keys), expected, "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_filter_is_a_usage_error() {
+        for text in [
+            "",
+            "noble",
+            "=x",
+            " arch=x",
+            "a.b=x",
+            "a b=x",
+            "arch!x",
+            "arch!",
+            "arch<2",
+            "a=b\nc",
+            "arch~(",
+            "arch~(?=x)",
+        ] {
+            let error = text.parse::<Filter>().unwrap_err();
+            assert_eq!((error.kind(), error.hints().is_empty()), (Kind::Usage, false), "{text}");
+        }
+    }
+
+    #[test]
+    fn tells_whether_a_key_is_named() {
+        let filters = Filters::parse(&["release=noble", "arch!~arm"]).unwrap();
+        assert!(filters.names("arch") && filters.names("release") && !filters.names("arc"));
+        assert_eq!(filters.to_string(), "release=noble arch!~arm");
+    }
+
+    proptest! {
+        #[test]
+        fn any_key_operator_and_value_parse_back(
+            key in "[a-zA-Z0-9_é|-]{1,12}", before in " {0,3}", after in " {0,3}",
+            operator in "!?=", value in r"([^ \n]\PC{0,20})?",
+        ) {
+            let filter: Filter = format!("{key}{before}{operator}{after}{value}").parse().unwrap();
+            prop_assert_eq!(filter.key(), &key);
+            prop_assert_eq!(filter.accepts(&value), operator == "=");
+            prop_assert_eq!(filter.accepts(&format!("{value}x")), operator == "!=");
+            prop_assert_eq!(&filter.to_string().parse::<Filter>().unwrap(), &filter);
+        }
+
+        #[test]
+        fn a_pattern_is_searched_and_its_negation_is_the_opposite(value in "[a-c]{0,6}", part in "[a-c]{0,2}") {
+            let found: Filter = format!("k~{part}").parse().unwrap();
+            let absent: Filter = format!("k!~{part}").parse().unwrap();
+            prop_assert_eq!(found.accepts(&value), value.contains(&part));
+            prop_assert_ne!(found.accepts(&value), absent.accepts(&value));
+        }
+
+        #[test]
+        fn no_text_panics(text in r"\PC{0,30}") {
+            let _ = text.parse::<Filter>();
+        }
+    }
+}
