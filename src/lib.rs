@@ -10,4 +10,5 @@
 //! ```
 
 pub mod base;
+pub mod fetch;
 pub mod stream;

@@ -1,0 +1,164 @@
+//! The HTTP client, and what an answer or a broken connection means.
+
+use std::error::Error as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use reqwest::header::{ETAG, HeaderMap, HeaderName, LAST_MODIFIED, LOCATION, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
+
+use super::retry::Failure;
+use super::{FetchSettings, Fetcher, Target, Validators};
+use crate::base::{Context as _, Error, Kind, Result};
+
+const REDIRECTS_MAX: usize = 5;
+/// Longest validator that is worth keeping.
+const VALIDATOR_MAX: usize = 1024;
+
+/// A client without automatic content decoding (no such feature is compiled
+/// in) and without a total time limit: large items take as long as they take.
+pub(super) fn client(settings: &FetchSettings, proxies: bool) -> Result<Client> {
+    let policy = redirect::Policy::custom(|attempt| match redirect_verdict(attempt.previous(), attempt.url()) {
+        Ok(()) => attempt.follow(),
+        Err(reason) => attempt.error(reason),
+    });
+    let builder = Client::builder()
+        .user_agent(&settings.user_agent)
+        .connect_timeout(settings.connect_timeout)
+        .read_timeout(settings.stall_timeout)
+        .redirect(policy)
+        .referer(false);
+    let builder = if proxies { builder } else { builder.no_proxy() };
+    builder.build().context(|| "setting up the HTTP client".into())
+}
+
+/// Whether a redirect may be followed; else why not.
+pub(super) fn redirect_verdict(previous: &[Url], next: &Url) -> std::result::Result<(), String> {
+    let from_tls = previous.last().is_some_and(|url| url.scheme() == "https");
+    match next.scheme() {
+        _ if previous.len() > REDIRECTS_MAX => Err(format!("more than {REDIRECTS_MAX} redirects")),
+        "https" => Ok(()),
+        "http" if from_tls => Err(format!("redirected from https to plain {}", shown(next))),
+        "http" => Ok(()),
+        _ => Err(format!("redirected to {}", shown(next))),
+    }
+}
+
+/// A URL fit for messages and notes: no user name, password, query or fragment.
+pub(super) fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    // Fails only for URLs that have no room for credentials.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(url.query().map(|_| "…"));
+    url.set_fragment(None);
+    url.to_string().replace("%E2%80%A6", "…")
+}
+
+impl Fetcher {
+    /// The client for this URL's host.
+    pub(super) fn client_for(&self, url: &Url) -> &Client {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if loopback { &self.shared.direct } else { &self.shared.client }
+    }
+}
+
+/// What a request or a body that ended in an error means.
+pub(super) fn transport_failure(target: &Target, settings: &FetchSettings, error: &reqwest::Error) -> Failure {
+    let cause = root_cause(error);
+    if error.is_redirect() {
+        return target.error(Kind::Refused, format!("the redirect is refused: {cause}")).into();
+    }
+    if error.is_builder() {
+        return target.error(Kind::Usage, format!("cannot be asked for: {cause}")).into();
+    }
+    let offline = "is this machine online? behind a proxy, set HTTPS_PROXY and HTTP_PROXY";
+    if error.is_connect() && cause.contains("certificate") {
+        let hint = "are the ca-certificates installed and the clock right? does a proxy put in its own certificate?";
+        return target.error(Kind::Failed, format!("the server's certificate is refused: {cause}")).hint(hint).into();
+    }
+    if error.is_timeout() {
+        if error.is_connect() {
+            let limit = settings.connect_timeout;
+            return Failure::transient(
+                target.error(Kind::TimedOut, format!("no connection within {limit:?}")).hint(offline),
+            );
+        }
+        return super::retry::stalled(&target.shown, settings.stall_timeout);
+    }
+    if error.is_connect() {
+        return Failure::transient(target.error(Kind::Failed, format!("cannot connect: {cause}")).hint(offline));
+    }
+    Failure::transient(target.error(Kind::Failed, format!("the connection broke: {cause}")))
+}
+
+/// The text of the innermost error: the outer ones only say that there is one.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text = error.to_string();
+        next = error.source();
+    }
+    text
+}
+
+/// What an answer means that is not the content.
+pub(super) fn status_failure(target: &Target, response: &Response) -> Failure {
+    let status = response.status();
+    let from = redirected(target, response);
+    let kind = match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => Kind::NotFound,
+        // To another scheme: the client does not even ask the policy.
+        _ if response.headers().contains_key(LOCATION) => Kind::Refused,
+        _ => Kind::Failed,
+    };
+    let mut error = target.error(kind, format!("the server answered {status}{from}"));
+    match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => {
+            error = error.hint("the server no longer has this file, or the URL of the source is wrong");
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            error = error.hint("the server wants a login: write it as https://USER:PASSWORD@host/…");
+        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            error = error.hint("the proxy wants a login: set HTTPS_PROXY to http://USER:PASSWORD@proxy:port");
+        }
+        _ => {}
+    }
+    let transient =
+        status == StatusCode::REQUEST_TIMEOUT || status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+    let wait = if transient { retry_after(response.headers(), jiff::Timestamp::now()) } else { None };
+    Failure { error, transient, wait }
+}
+
+/// " by way of URL" when the answer does not come from where was asked.
+pub(super) fn redirected(target: &Target, response: &Response) -> String {
+    let last = shown(response.url());
+    if last == target.shown { String::new() } else { format!(" (redirected to {last})") }
+}
+
+/// `Retry-After`: seconds or a date (RFC 9110 section 10.2.3).
+pub(super) fn retry_after(headers: &HeaderMap, now: jiff::Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
+/// The validators of an answer.
+pub(super) fn validators(headers: &HeaderMap) -> Validators {
+    let text = |name: HeaderName| {
+        let value = headers.get(name)?.to_str().ok()?;
+        (!value.is_empty() && value.len() <= VALIDATOR_MAX).then(|| value.to_owned())
+    };
+    Validators { etag: text(ETAG), last_modified: text(LAST_MODIFIED) }
+}
+
+/// A refusal to take an answer as content.
+pub(super) fn refused(target: &Target, what: impl std::fmt::Display) -> Error {
+    target.error(Kind::Refused, what)
+}

@@ -1,0 +1,74 @@
+//! The fetch part against a real, faulty server on the loopback.
+
+mod item;
+mod metadata;
+mod server;
+
+use std::time::Duration;
+
+use super::http::{redirect_verdict, retry_after, shown};
+use super::{FetchSettings, Fetcher, Url};
+
+/// Quick failures, so that tests of patience need none.
+fn settings() -> FetchSettings {
+    FetchSettings {
+        stall_timeout: Duration::from_millis(400),
+        retries: 2,
+        first_delay: Duration::from_millis(5),
+        ..FetchSettings::default()
+    }
+}
+
+fn fetcher() -> Fetcher {
+    Fetcher::new(&settings()).unwrap()
+}
+
+fn url(text: &str) -> Url {
+    text.parse().unwrap()
+}
+
+#[test]
+fn redirects_never_leave_tls_nor_go_round_for_ever() {
+    let (http, https) = (url("http://a/x"), url("https://a/x"));
+    assert!(redirect_verdict(std::slice::from_ref(&http), &https).is_ok());
+    assert!(redirect_verdict(std::slice::from_ref(&http), &http).is_ok());
+    assert!(redirect_verdict(std::slice::from_ref(&https), &https).is_ok());
+    assert!(redirect_verdict(std::slice::from_ref(&https), &http).unwrap_err().contains("from https to plain"));
+    assert!(redirect_verdict(&[http.clone(), https.clone()], &http).is_err());
+    for other in ["file:///etc/passwd", "ftp://a/x", "data:,x"] {
+        assert!(redirect_verdict(std::slice::from_ref(&http), &url(other)).is_err(), "{other}");
+    }
+    assert!(redirect_verdict(&vec![http.clone(); 5], &http).is_ok());
+    assert!(redirect_verdict(&vec![http.clone(); 6], &http).unwrap_err().contains("more than 5"));
+}
+
+#[test]
+fn messages_show_no_credentials() {
+    assert_eq!(shown(&url("https://user:secret@h:8443/a%20b?token=secret#secret")), "https://h:8443/a%20b?…");
+    assert_eq!(shown(&url("file:///a/b")), "file:///a/b");
+}
+
+#[test]
+fn retry_after_is_seconds_or_a_date() {
+    let now: jiff::Timestamp = "1994-11-06T08:49:30Z".parse().unwrap();
+    let asked = |text: &str| {
+        let headers = [(reqwest::header::RETRY_AFTER, text.parse().unwrap())];
+        retry_after(&headers.into_iter().collect(), now)
+    };
+    assert_eq!(asked("12"), Some(Duration::from_secs(12)));
+    assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(7)));
+    assert_eq!(asked("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+    assert_eq!(asked("soon"), None);
+}
+
+#[test]
+fn loopback_hosts_bypass_the_proxy() {
+    let fetcher = fetcher();
+    let direct = |text: &str| std::ptr::eq(fetcher.client_for(&url(text)), &raw const fetcher.shared.direct);
+    for host in ["http://127.0.0.1:1/", "http://[::1]:1/", "http://localhost/"] {
+        assert!(direct(host), "{host}");
+    }
+    for host in ["http://example.org/", "http://10.0.0.1/", "http://localhost.example.org/"] {
+        assert!(!direct(host), "{host}");
+    }
+}
