@@ -11,4 +11,5 @@
 
 pub mod base;
 pub mod fetch;
+pub mod pool;
 pub mod stream;
