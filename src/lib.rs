@@ -10,6 +10,7 @@
 //! ```
 
 pub mod base;
+pub mod disk;
 pub mod fetch;
 pub mod pool;
 pub mod stream;

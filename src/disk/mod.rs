@@ -1,0 +1,16 @@
+//! Disk images: what is let in ([`intake`]) and what is made of it ([`overlay`]).
+//!
+//! Nothing here knows of guests or cloud-init.
+
+pub mod intake;
+pub mod overlay;
+
+pub use intake::{ImageFacts, inspect};
+pub use overlay::{Backing, create_empty, create_overlay};
+
+/// Largest virtual disk that is accepted or made. Far above any cloud image,
+/// far below where arithmetic on sizes and tables becomes delicate.
+pub const MAX_VIRTUAL_SIZE: u64 = 16 << 40;
+
+/// Disk sizes are whole sectors of this many bytes.
+pub const SECTOR: u64 = 512;
