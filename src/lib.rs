@@ -13,4 +13,5 @@ pub mod base;
 pub mod disk;
 pub mod fetch;
 pub mod pool;
+pub mod seed;
 pub mod stream;

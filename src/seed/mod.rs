@@ -1,0 +1,190 @@
+//! Cloud-init seeds: the four NoCloud documents and the image that carries them.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `meta-data` | instance id, host name, access keys |
+//! | `user-data` | access keys, host keys, the options of the command line; the user's own user-data, untouched |
+//! | `vendor-data` | `cloud-init/base.yaml`, the defaults that user-data overrides |
+//! | `network-config` | DHCP on the guest's one card, or the user's own |
+//!
+//! A user's user-data is never rewritten: it travels as parts of a MIME
+//! message, ours behind them, and cloud-init merges (its documentation:
+//! "User data formats", "Merging user data sections"). What must get in whatever
+//! the user wrote is in a part that replaces; the rest only adds.
+
+mod config;
+pub mod iso;
+mod login;
+mod mime;
+mod part;
+mod yaml;
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::base::plan::{InstanceId, Mac};
+use crate::base::{GuestName, Result};
+
+/// Everything a seed is made of.
+#[derive(Clone)]
+pub struct SeedRequest {
+    /// The guest's name; becomes its host name.
+    pub name: GuestName,
+    /// Tells cloud-init whether this is a new machine.
+    pub instance_id: InstanceId,
+    /// Address of the card that the network configuration is for.
+    pub mac: Mac,
+    /// The guest's SSH identity.
+    pub host_keys: Vec<HostKey>,
+    /// Lines of `authorized_keys`, with options if they have any.
+    pub authorized_keys: Vec<String>,
+    /// Password of the login user, plain or as crypt(3) writes it; allows SSH logins with passwords.
+    pub password: Option<String>,
+    /// Packages to install on first boot.
+    pub packages: Vec<String>,
+    /// Run in this order, once in the guest's life, after everything else.
+    pub run_scripts_once: Vec<Script>,
+    /// The user's own user-data, in order; later ones win over earlier ones.
+    pub user_data: Vec<UserPart>,
+    /// The user's own meta-data; what it lacks is filled in.
+    pub meta_data: Option<Vec<u8>>,
+    /// The user's own network configuration, instead of ours.
+    pub network_config: Option<Vec<u8>>,
+}
+
+/// Kinds of SSH host keys that virga makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostKeyKind {
+    /// Ed25519.
+    Ed25519,
+    /// ECDSA over NIST P-256.
+    Ecdsa,
+}
+
+impl HostKeyKind {
+    /// cloud-init's name of it, before `_private` and `_public`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            HostKeyKind::Ed25519 => "ed25519",
+            HostKeyKind::Ecdsa => "ecdsa",
+        }
+    }
+}
+
+/// One SSH host key pair.
+#[derive(Clone)]
+pub struct HostKey {
+    /// Its kind.
+    pub kind: HostKeyKind,
+    /// The private key as OpenSSH's PEM text.
+    pub private_openssh: String,
+    /// The public key as one line: type, base64, perhaps a comment.
+    pub public_openssh: String,
+}
+
+/// A script for `--run-script-once`.
+#[derive(Clone)]
+pub struct Script {
+    /// Its file name, shown by cloud-init when it fails.
+    pub name: String,
+    /// UTF-8 text that begins with `#!`.
+    pub bytes: Vec<u8>,
+}
+
+/// One file of user-data in any form that cloud-init knows.
+#[derive(Clone)]
+pub struct UserPart {
+    /// Its file name, for messages and cloud-init's log.
+    pub name: String,
+    /// The content.
+    pub bytes: Vec<u8>,
+}
+
+/// A finished seed. Holds private keys: files made of it are for their owner alone.
+#[derive(Clone)]
+pub struct Seed {
+    /// `meta-data`, `user-data`, `network-config`, `vendor-data`.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// The user to log in as, where user-data decides it; `None`: the image's default user.
+    pub login_user: Option<String>,
+    /// The host keys that the guest will show, each as `type base64`: ours, or
+    /// those that the user's user-data brings.
+    pub host_public_keys: Vec<String>,
+    /// What the user should know, in whole sentences without full stop.
+    pub warnings: Vec<String>,
+}
+
+impl Seed {
+    /// The image for the guest, with the label that cloud-init looks for. The same seed gives the same bytes.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`](crate::base::Kind::Usage) when it is larger than 64 MiB.
+    pub fn to_iso(&self) -> Result<Vec<u8>> {
+        let files: Vec<(&str, &[u8])> =
+            self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        iso::write_iso(&files)
+    }
+}
+
+/// Makes the documents of a seed. Pure: the same request gives the same seed.
+///
+/// # Errors
+/// [`Kind::Usage`](crate::base::Kind::Usage) naming the file and line, for what cloud-init would refuse or
+/// silently ignore: user-data without a known first line, broken YAML or
+/// duplicate keys in it, hostile keys, passwords, packages or scripts.
+pub fn build(request: &SeedRequest) -> Result<Seed> {
+    config::check(request)?;
+    let parts = part::read(&request.user_data)?;
+    let documents: Vec<&Value> = parts.iter().filter_map(|part| part.document.as_ref()).collect();
+    let access = login::decide(&documents, &request.authorized_keys, request.password.as_deref());
+    let host_keys = login::host_keys(&documents, &request.host_keys)?;
+    let ours = config::ours(request, &documents, &access, host_keys.inject)?;
+    let user_data = mime::user_data(&parts, &ours, &request.run_scripts_once)?;
+
+    let files = vec![
+        ("meta-data".to_owned(), config::meta_data(request, &access)?),
+        ("user-data".to_owned(), user_data),
+        ("network-config".to_owned(), config::network_config(request)?),
+        ("vendor-data".to_owned(), config::BASE.as_bytes().to_vec()),
+    ];
+    let warnings = [access.warnings, host_keys.warnings].concat();
+    Ok(Seed { files, login_user: access.login_user, host_public_keys: host_keys.public, warnings })
+}
+
+// These hold secrets, so what shows them in a log shows only their shape.
+
+impl fmt::Debug for SeedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SeedRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HostKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostKey").field("public_openssh", &self.public_openssh).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Script").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for UserPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserPart").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Seed");
+        shown.field("login_user", &self.login_user).field("warnings", &self.warnings).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
