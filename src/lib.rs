@@ -10,8 +10,10 @@
 //! ```
 
 pub mod base;
+pub mod config;
 pub mod disk;
 pub mod fetch;
+pub mod guest;
 pub mod pool;
 pub mod seed;
 pub mod stream;

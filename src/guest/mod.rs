@@ -1,0 +1,325 @@
+//! Guests on disk: the folder, its record `guest.json`, its phases, its lock.
+//!
+//! A guest's name exists from the moment its folder does. The record is
+//! written before anything else is made, so that a killed command leaves a
+//! named thing that `list` shows and `destroy` removes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::base::lock::{FileLock, Mode};
+use crate::base::name::quoted;
+use crate::base::plan::DriverKind;
+use crate::base::{Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, fs};
+
+/// The shape of `guest.json` that this build writes.
+const RECORD_VERSION: u32 = 1;
+
+/// Folders on their way out carry this prefix, which no guest name can have.
+const REMOVING: &str = ".removing-";
+
+/// How long a command waits for another one that works on the same guest.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How far a guest has come in being made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// `create` is at work, or was killed.
+    Creating,
+    /// Whole: it can be started.
+    Ready,
+}
+
+/// Where a guest's first disk came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The image's record, unless it was a file.
+    pub image: Option<ImageId>,
+    /// The blob under the overlay: in use as long as this guest exists.
+    pub blob: Digest,
+    /// What the stream said of it (`os`, `release`, `version_name` …), for listings.
+    pub keys: BTreeMap<String, String>,
+}
+
+/// Everything that is known of one guest: the content of `guest.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    /// How far it has come.
+    pub phase: Phase,
+    /// When `create` began.
+    pub created: Timestamp,
+    /// Which driver runs it.
+    pub driver: DriverKind,
+    /// Where its disk came from.
+    pub origin: Origin,
+    /// The user to log in as.
+    pub user: String,
+    /// The private keys that open it; empty: those that `ssh` finds by itself.
+    pub identities: Vec<PathBuf>,
+    /// Its public host keys, as the seed injects them.
+    pub host_keys: Vec<String>,
+    /// What the driver was given.
+    pub plan: GuestPlan,
+}
+
+impl Record {
+    /// A new record in phase [`Phase::Creating`].
+    #[must_use]
+    pub fn new(driver: DriverKind, origin: Origin, plan: GuestPlan) -> Self {
+        Record {
+            version: RECORD_VERSION,
+            phase: Phase::Creating,
+            created: Timestamp::now(),
+            driver,
+            origin,
+            user: String::new(),
+            identities: Vec::new(),
+            host_keys: Vec::new(),
+            plan,
+        }
+    }
+
+    /// The guest's name.
+    #[must_use]
+    pub fn name(&self) -> &GuestName {
+        &self.plan.name
+    }
+}
+
+/// A guest held under its lock.
+#[derive(Debug)]
+pub struct Held {
+    /// What is known of it; [`save`](Self::save) writes changes.
+    pub record: Record,
+    layout: Layout,
+    _lock: FileLock,
+}
+
+impl Held {
+    /// Writes the record, atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self) -> Result<()> {
+        save(&self.layout, &self.record)
+    }
+}
+
+fn save(layout: &Layout, record: &Record) -> Result<()> {
+    fs::write_json(&layout.guest_files(record.name()).record(), record, 0o600)
+}
+
+/// Takes the name: makes the folder, locks it and writes the record. The
+/// name is taken from then on; [`remove_folder`] gives it back.
+///
+/// # Errors
+/// [`Kind::Exists`] when a guest, whole or half-made, has the name.
+pub fn reserve(layout: &Layout, record: Record) -> Result<Held> {
+    let name = record.name().clone();
+    let files = layout.guest_files(&name);
+    fs::create_private_dir(&layout.guests())?;
+    if !fs::create_new_private_dir(files.folder())? {
+        return Err(taken(layout, &name));
+    }
+    // Between the two steps another command may have destroyed the folder, or made the guest anew:
+    // the folder is ours only when its lock is free and no record is in it.
+    let lock = match FileLock::try_acquire(&files.lock(), Mode::Exclusive) {
+        Ok(Some(lock)) if matches!(load(layout, &name), Ok(None)) => lock,
+        Ok(_) => return Err(taken(layout, &name)),
+        Err(error) if error.kind() == Kind::NotFound => return Err(taken(layout, &name)),
+        Err(error) => {
+            let _ = remove_folder(layout, &name);
+            return Err(error);
+        }
+    };
+    match save(layout, &record) {
+        Ok(()) => Ok(Held { record, layout: layout.clone(), _lock: lock }),
+        Err(error) => {
+            let _ = remove_folder(layout, &name);
+            Err(error)
+        }
+    }
+}
+
+fn taken(layout: &Layout, name: &GuestName) -> Error {
+    let exists = Error::new(Kind::Exists, format!("there is already a guest '{name}'"));
+    match load(layout, name) {
+        Ok(Some(record)) if record.phase == Phase::Ready => {
+            exists.hint(format!("choose another name, or remove it: virga destroy {name}"))
+        }
+        _ => exists.hint(format!("it is half-made; if no other virga is at work on it: virga destroy {name}")),
+    }
+}
+
+/// Reads a guest's record without its lock; `None` when there is no record.
+///
+/// # Errors
+/// When the record cannot be read, or was written by a newer virga.
+pub fn load(layout: &Layout, name: &GuestName) -> Result<Option<Record>> {
+    let path = layout.guest_files(name).record();
+    let Some(record) = fs::read_json::<Record>(&path)? else { return Ok(None) };
+    if record.version > RECORD_VERSION {
+        return Err(Error::failed(format!("guest '{name}' was made by a newer virga")).hint("update virga"));
+    }
+    if record.name() != name {
+        return Err(Error::failed(format!("the record of guest '{name}' is that of '{}'", record.name())));
+    }
+    Ok(Some(record))
+}
+
+/// Reads the record of a guest that must be whole.
+///
+/// # Errors
+/// [`Kind::NotFound`] when there is none; [`Kind::Failed`] when it is half-made.
+pub fn get(layout: &Layout, name: &GuestName) -> Result<Record> {
+    match load(layout, name)? {
+        Some(record) if record.phase == Phase::Ready => Ok(record),
+        Some(_) => Err(half_made(name)),
+        None if exists(layout, name) => Err(half_made(name)),
+        None => Err(missing(name)),
+    }
+}
+
+fn half_made(name: &GuestName) -> Error {
+    Error::failed(format!("guest '{name}' is half-made: 'create' was interrupted or is at work"))
+        .hint(format!("remove it: virga destroy {name}"))
+}
+
+fn missing(name: &GuestName) -> Error {
+    Error::not_found(format!("there is no guest '{name}'")).hint("'virga list' shows the guests")
+}
+
+/// Locks a whole guest and reads its record.
+///
+/// # Errors
+/// As [`get`], and [`Kind::TimedOut`] when another command holds it.
+pub fn hold(layout: &Layout, name: &GuestName) -> Result<Held> {
+    get(layout, name)?;
+    let lock = lock(layout, name)?;
+    // It may have gone while we waited.
+    let record = get(layout, name)?;
+    Ok(Held { record, layout: layout.clone(), _lock: lock })
+}
+
+/// Locks a guest's folder whatever state it is in, for `destroy`.
+///
+/// # Errors
+/// [`Kind::NotFound`] when there is no such folder, [`Kind::TimedOut`] when another command holds it.
+pub fn lock(layout: &Layout, name: &GuestName) -> Result<FileLock> {
+    if !exists(layout, name) {
+        return Err(missing(name));
+    }
+    let lock = FileLock::acquire(&layout.guest_files(name).lock(), Mode::Exclusive, &title(name), PATIENCE);
+    // The folder went while we waited for whoever removed it.
+    lock.map_err(|error| if error.kind() == Kind::NotFound { missing(name) } else { error })
+}
+
+/// Whether the name is taken, by a whole guest or by a half-made one.
+#[must_use]
+pub fn exists(layout: &Layout, name: &GuestName) -> bool {
+    layout.guest(name).is_dir()
+}
+
+fn title(name: &GuestName) -> String {
+    format!("guest '{name}'")
+}
+
+/// Gives the name back and removes the folder with all in it. Repeatable.
+/// The caller holds the lock, or knows that nobody does.
+///
+/// # Errors
+/// When something cannot be removed; the name is free all the same.
+pub fn remove_folder(layout: &Layout, name: &GuestName) -> Result<()> {
+    let aside = layout.guests().join(format!("{REMOVING}{name}-{}", std::process::id()));
+    match fs::rename(&layout.guest(name), &aside) {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => fs::remove_dir_all(&aside),
+    }
+}
+
+/// One line of a listing.
+#[derive(Debug)]
+pub enum Entry {
+    /// A guest with a readable record, in whatever phase.
+    Known(Box<Record>),
+    /// A folder whose record is absent or cannot be read, and why.
+    Broken(GuestName, Option<Error>),
+}
+
+impl Entry {
+    /// The guest's name.
+    #[must_use]
+    pub fn name(&self) -> &GuestName {
+        match self {
+            Entry::Known(record) => record.name(),
+            Entry::Broken(name, _) => name,
+        }
+    }
+}
+
+/// All guests, by name. Takes no lock.
+///
+/// # Errors
+/// When the folder of guests cannot be read.
+pub fn list(layout: &Layout) -> Result<Vec<Entry>> {
+    let names = fs::list_dir(&layout.guests())?;
+    let names = names.iter().filter_map(|name| name.parse::<GuestName>().ok());
+    Ok(names
+        .map(|name| match load(layout, &name) {
+            Ok(Some(record)) => Entry::Known(Box::new(record)),
+            Ok(None) => Entry::Broken(name, None),
+            Err(error) => Entry::Broken(name, Some(error)),
+        })
+        .collect())
+}
+
+/// Removes what a killed [`remove_folder`] left. Returns how many folders went.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn sweep(layout: &Layout, dry_run: bool) -> Result<usize> {
+    let mut swept = 0;
+    for name in fs::list_dir(&layout.guests())? {
+        if name.starts_with(REMOVING) {
+            swept += 1;
+            if !dry_run {
+                fs::remove_dir_all(&layout.guests().join(name))?;
+            }
+        }
+    }
+    Ok(swept)
+}
+
+/// The blobs that guests need. A record that cannot be read makes this fail:
+/// nobody knows then what is in use.
+///
+/// # Errors
+/// When a record cannot be read.
+pub fn blobs_in_use(layout: &Layout) -> Result<std::collections::BTreeSet<Digest>> {
+    let mut used = std::collections::BTreeSet::new();
+    for entry in list(layout)? {
+        match entry {
+            Entry::Known(record) => {
+                used.insert(record.origin.blob);
+            }
+            // The record is written before any disk: without one there is no disk.
+            Entry::Broken(_, None) => {}
+            Entry::Broken(name, Some(error)) => {
+                return Err(Error::failed(format!("cannot tell which image guest {} uses", quoted(name.as_str())))
+                    .because(error)
+                    .hint(format!("repair or remove it first: virga destroy {name}")));
+            }
+        }
+    }
+    Ok(used)
+}
+
+#[cfg(test)]
+mod tests;
