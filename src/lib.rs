@@ -16,4 +16,5 @@ pub mod fetch;
 pub mod guest;
 pub mod pool;
 pub mod seed;
+pub mod ssh;
 pub mod stream;

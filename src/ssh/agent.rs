@@ -1,0 +1,124 @@
+//! Asking an SSH agent which keys it holds
+//! (draft-ietf-sshm-ssh-agent, section 3.5: `SSH_AGENTC_REQUEST_IDENTITIES`).
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::base::{Context as _, Error, Result};
+
+/// Length 1, then message 11.
+const REQUEST: [u8; 5] = [0, 0, 0, 1, 11];
+/// `SSH_AGENT_IDENTITIES_ANSWER`
+const ANSWER: u8 = 12;
+/// The most that OpenSSH's own client accepts.
+const ANSWER_LIMIT: usize = 256 << 10;
+/// A local agent answers in under a millisecond; a forwarded one needs a round trip.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One key that an agent holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AgentKey {
+    /// The public key in SSH wire format.
+    pub blob: Vec<u8>,
+    /// What the user called it.
+    pub comment: String,
+}
+
+/// The keys of the agent behind `socket`, within a second.
+///
+/// # Errors
+/// When there is no agent, it does not answer, or answers nonsense.
+pub(super) fn list(socket: &Path) -> Result<Vec<AgentKey>> {
+    // On a thread, because connecting to a full socket and every single read may block for good.
+    let (sender, receiver) = mpsc::channel();
+    let path: PathBuf = socket.to_owned();
+    std::thread::spawn(move || sender.send(ask(&path)));
+    let answer = receiver
+        .recv_timeout(PATIENCE)
+        .map_err(|_| Error::failed(format!("the SSH agent at '{}' does not answer", socket.display())))?
+        .context(|| format!("asking the SSH agent at '{}'", socket.display()))?;
+    parse(&answer).ok_or_else(|| Error::failed(format!("the SSH agent at '{}' answers nonsense", socket.display())))
+}
+
+fn ask(socket: &Path) -> std::io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&REQUEST)?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > ANSWER_LIMIT {
+        return Err(std::io::Error::other("the answer is too long"));
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+fn parse(answer: &[u8]) -> Option<Vec<AgentKey>> {
+    let (kind, mut rest) = answer.split_first()?;
+    if *kind != ANSWER {
+        return None;
+    }
+    let (count, tail) = rest.split_first_chunk()?;
+    rest = tail;
+    let mut keys = Vec::new();
+    for _ in 0..u32::from_be_bytes(*count) {
+        let blob = take_string(&mut rest)?.to_vec();
+        let comment = String::from_utf8_lossy(take_string(&mut rest)?).into_owned();
+        keys.push(AgentKey { blob, comment });
+    }
+    Some(keys)
+}
+
+/// Takes a length-prefixed string off the front (RFC 4251 section 5).
+pub(super) fn take_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (string, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    *bytes = rest;
+    Some(string)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::base::poll::Deadline;
+
+    #[test]
+    fn answers() {
+        let good = b"\x0c\0\0\0\x01\0\0\0\x02ab\0\0\0\x01c";
+        assert_eq!(parse(good).unwrap(), [AgentKey { blob: b"ab".to_vec(), comment: "c".into() }]);
+        assert_eq!(parse(b"\x0c\0\0\0\0").unwrap(), []);
+        for cut in 0..good.len() {
+            assert!(parse(&good[..cut]).is_none(), "cut at {cut}");
+        }
+        // 5 is SSH_AGENT_FAILURE; a count of four thousand million must not be believed.
+        for bad in [&b"\x05"[..], b"", b"\x0c\xff\xff\xff\xff", b"\x0c\0\0\0\x01\xff\xff\xff\xff"] {
+            assert!(parse(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_silent_or_boasting_agent_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        assert!(list(&path).is_err(), "no agent");
+        let listener = UnixListener::bind(&path).unwrap();
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let error = list(&path).unwrap_err();
+        assert!(error.to_string().contains("agent"), "{error}");
+        assert!(!deadline.passed());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let _ = stream.unwrap().write_all(&[0xff; 4]);
+            }
+        });
+        assert!(list(&path).is_err(), "a length of 4 GiB");
+    }
+}

@@ -1,0 +1,118 @@
+use super::*;
+use crate::base::cmd::Cmd;
+use crate::base::fs;
+
+const HEALTHY: &str = r#"{"v1": {"datasource": "DataSourceNoCloud", "stage": null,
+    "init": {"errors": [], "recoverable_errors": {}, "start": 1.0, "finished": 2.0},
+    "modules-final": {"errors": [], "start": 1.0, "finished": 2.0}}}"#;
+const RESULT: &str = r#"{"v1": {"datasource": "DataSourceNoCloud", "errors": []}}"#;
+
+fn said(status: &str, result: &str) -> String {
+    format!("virga:in\nvirga:status\n{status}\nvirga:end\nvirga:result\n{result}\nvirga:end\n")
+}
+
+fn result_of(status: &str, result: &str) -> Outcome {
+    match Report::read(said(status, result).as_bytes()).end {
+        Some(End::Result(outcome)) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_three_outcomes() {
+    assert_eq!(result_of(HEALTHY, RESULT), Outcome::Done);
+
+    let degraded = r#"{"v1": {"stage": null, "init": {"errors": [], "recoverable_errors": {
+        "WARNING": ["Running module locale (<module 'cloudinit.config.cc_locale' from '/x'>) failed"],
+        "DEPRECATED": ["a\n  b"]}}}}"#;
+    let Outcome::Degraded(troubles) = result_of(degraded, RESULT) else { panic!() };
+    assert_eq!(troubles[0].module.as_deref(), Some("locale"));
+    assert_eq!(troubles[1].to_string(), "in stage init: deprecated: a b");
+
+    // As cloud-init 22.4 writes it, which knows no recoverable errors.
+    let text = r#"('scripts_user', RuntimeError('Runparts: 1 failures (part-001) in 1 attempted commands'))"#;
+    let failed =
+        format!(r#"{{"v1": {{"stage": null, "init": {{"errors": []}}, "modules-final": {{"errors": ["{text}"]}}}}}}"#);
+    let result = format!(r#"{{"v1": {{"datasource": null, "errors": ["{text}"]}}}}"#);
+    let Outcome::Error(troubles) = result_of(&failed, &result) else { panic!() };
+    assert_eq!(troubles.len(), 1);
+    assert_eq!(
+        troubles[0].to_string(),
+        "module scripts_user in stage modules-final: \
+         RuntimeError('Runparts: 1 failures (part-001) in 1 attempted commands')"
+    );
+    let Outcome::Error(troubles) = result_of("", &result) else { panic!() };
+    assert_eq!(troubles[0].stage, "unknown", "without a status the result alone counts");
+}
+
+#[test]
+fn hostile_and_broken_answers() {
+    for bad in ["", "{", "[]", r#"{"v1": 3}"#, r#"{"v1": {"errors": "x"}}"#] {
+        assert_eq!(Report::read(said(HEALTHY, bad).as_bytes()).end, Some(End::Unreadable), "{bad}");
+    }
+    let nasty = r#"{"v1": {"errors": ["\u001b[31m('x', ", 3, "('"]}}"#;
+    let Outcome::Error(troubles) = result_of("[]", nasty) else { panic!() };
+    assert!(troubles.iter().all(|trouble| !trouble.to_string().contains('\u{1b}')));
+    let whole = said(HEALTHY, RESULT);
+    for cut in 0..whole.len() - 1 {
+        assert_eq!(Report::read(&whole.as_bytes()[..cut]).end, None, "not before it is whole: {cut}");
+    }
+}
+
+#[test]
+fn what_the_login_shell_says_is_passed_over() {
+    let report = Report::read(
+        b"Welcome!\nvirga:in\nvirga:other i-1\x07\nvirga:status\n{\"v1\":{\"stage\":\"init\"}}\nvirga:end\n",
+    );
+    assert!(report.logged_in);
+    assert_eq!(report.stage.as_deref(), Some("init"));
+    assert_eq!(report.other_instance.as_deref(), Some("i-1"));
+    assert_eq!(report.end, None);
+}
+
+/// The script in every POSIX shell that is here.
+#[test]
+fn the_script_reads_the_documented_files() {
+    let id = InstanceId::generate().unwrap();
+    for shell in ["dash", "bash", "sh"] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_str().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir(path.parent().unwrap()).unwrap();
+            fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
+        };
+        let run = || {
+            let mut running = Cmd::new(shell).args(["-c", &script(root, &id)]).spawn().unwrap();
+            running.feed(b"\nstatus\n\nstatus\n".to_vec());
+            let deadline = crate::base::poll::Deadline::after(std::time::Duration::from_secs(10));
+            let step = std::time::Duration::from_millis(2);
+            let output = crate::base::poll::until(&deadline, step, || running.poll()).unwrap().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{shell}");
+            (Report::read(&output.stdout), output.text())
+        };
+        assert_eq!(run().0.end, Some(End::Absent));
+        put("etc/cloud/cloud.cfg", "");
+        assert_eq!(run().0, Report { logged_in: true, ..Report::default() }, "not begun");
+        put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-config"}}"#);
+        let (report, text) = run();
+        assert_eq!((report.stage.as_deref(), report.end), (Some("modules-config"), None));
+        assert_eq!(text.matches("virga:status").count(), 1, "only when it changed");
+        put("run/cloud-init/status.json", HEALTHY);
+        put("run/cloud-init/result.json", RESULT);
+        assert_eq!(run().0.other_instance, None, "no instance id at all");
+        put("var/lib/cloud/data/instance-id", "other\n");
+        assert_eq!(run().0.other_instance.as_deref(), Some("other"));
+        put("var/lib/cloud/data/instance-id", &format!("{id}\n"));
+        assert_eq!(run().0.end, Some(End::Result(Outcome::Done)));
+        fs::remove_file(&folder.path().join("run/cloud-init/result.json")).unwrap();
+        put("etc/cloud/cloud-init.disabled", "");
+        assert_eq!(run().0.end, Some(End::Disabled));
+    }
+}
+
+#[test]
+fn the_script_survives_one_pair_of_quotes() {
+    let script = script("", &InstanceId::generate().unwrap());
+    assert!(!script.contains('\'') && !script.contains('\\'));
+}

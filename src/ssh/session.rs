@@ -1,0 +1,202 @@
+//! Sessions in a guest through the system's `ssh`, with the guest's host keys
+//! pinned: whatever the user's configuration says, no other key is accepted.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use super::known_hosts::ALGORITHMS;
+use crate::base::cmd::{Cmd, Output};
+use crate::base::poll::{self, Deadline};
+use crate::base::{Error, Kind, Result};
+
+/// Who logs in, and how the guest is recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user's name in the guest.
+    pub user: String,
+    /// The name under which [`known_hosts`](Self::known_hosts) files the guest's keys.
+    pub alias: String,
+    /// The guest's own `known_hosts` file; absolute.
+    pub known_hosts: PathBuf,
+    /// Private keys to log in with; absolute. Empty: those of the agent and
+    /// the default ones, as `ssh` finds them.
+    pub identities: Vec<PathBuf>,
+}
+
+impl Login {
+    /// The same at an address.
+    #[must_use]
+    pub fn at(&self, addr: SocketAddr) -> SshTarget {
+        SshTarget { addr, login: self.clone() }
+    }
+}
+
+/// A guest that can be logged in to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshTarget {
+    /// Where its SSH server is.
+    pub addr: SocketAddr,
+    /// Who logs in.
+    pub login: Login,
+}
+
+/// How `ssh` is to behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// For ourselves: asks nothing, and reads no configuration of the user.
+    Batch,
+    /// For the user: honours their configuration where it does not weaken ours.
+    User,
+}
+
+/// Whether a session gets a terminal in the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tty {
+    /// As `ssh` does: for a shell, not for a command.
+    #[default]
+    Auto,
+    /// Always (`ssh -tt`).
+    Always,
+    /// Never (`ssh -T`).
+    Never,
+}
+
+/// Options in the form of ssh_config(5), each value quoted where it must be.
+/// They win over any configuration file, for `ssh` keeps the first value.
+///
+/// # Errors
+/// [`Kind::Usage`] for a path that `ssh` could not be given.
+pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, String)>> {
+    let login = &target.login;
+    let mut options = vec![
+        ("HostName", target.addr.ip().to_string()),
+        ("Port", target.addr.port().to_string()),
+        // The host key: ours and no other.
+        ("HostKeyAlias", login.alias.clone()),
+        ("HostKeyAlgorithms", ALGORITHMS.into()),
+        ("UserKnownHostsFile", quoted_path(&login.known_hosts)?),
+        ("GlobalKnownHostsFile", "/dev/null".into()),
+        ("KnownHostsCommand", "none".into()),
+        ("StrictHostKeyChecking", "yes".into()),
+        ("VerifyHostKeyDNS", "no".into()),
+        ("NoHostAuthenticationForLocalhost", "no".into()),
+        ("CheckHostIP", "no".into()),
+        ("UpdateHostKeys", "no".into()),
+        // The connection: this address, and none that is still open to whoever had the port before.
+        ("CanonicalizeHostname", "no".into()),
+        ("ControlMaster", "no".into()),
+        ("ControlPath", "none".into()),
+        ("RemoteCommand", "none".into()),
+        ("LogLevel", "ERROR".into()),
+    ];
+    if target.addr.ip().is_loopback() {
+        // Through a jump host, our loopback would be the jump host's.
+        options.push(("ProxyCommand", "none".into()));
+    }
+    for identity in &login.identities {
+        options.push(("IdentityFile", quoted_path(identity)?));
+    }
+    if !login.identities.is_empty() {
+        // An agent with many keys would use up the server's patience (MaxAuthTries) first.
+        options.push(("IdentitiesOnly", "yes".into()));
+    }
+    match style {
+        Style::Batch => options.extend([
+            ("BatchMode", "yes".into()),
+            // Includes the key exchange, which takes seconds in an emulated guest.
+            ("ConnectTimeout", "30".into()),
+            ("ServerAliveInterval", "10".into()),
+        ]),
+        Style::User => options.push(("ServerAliveInterval", "30".into())),
+    }
+    Ok(options)
+}
+
+/// A path as the value of an option that takes quotes, `%` and `${}` (ssh_config(5), "TOKENS").
+fn quoted_path(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|text| !text.contains("${") && !text.contains(|c: char| c.is_control()));
+    let text = text.ok_or_else(|| {
+        let error = Error::usage(format!("ssh cannot be given the path {path:?}"));
+        error.hint("move the file to a path without '${', control and non-UTF-8 characters")
+    })?;
+    Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))
+}
+
+/// The `ssh` program with its options, up to and with the destination.
+///
+/// # Errors
+/// As [`options`].
+pub fn ssh_command(target: &SshTarget, style: Style, tty: Tty) -> Result<Cmd> {
+    let mut args: Vec<OsString> = Vec::new();
+    if style == Style::Batch {
+        args.extend(["-F".into(), "/dev/null".into()]);
+    }
+    match tty {
+        Tty::Auto => {}
+        Tty::Always => args.push("-tt".into()),
+        Tty::Never => args.push("-T".into()),
+    }
+    for (key, value) in options(target, style)? {
+        args.extend(["-o".into(), format!("{key}={value}").into()]);
+    }
+    args.extend(["-l".into(), target.login.user.clone().into()]);
+    // The alias as destination, so that the user's configuration can speak of `Host virga-*`.
+    // After "--", words of the remote command are never options.
+    args.extend(["--".into(), target.login.alias.clone().into()]);
+    Ok(Cmd::new("ssh").args(args))
+}
+
+/// Runs a command in the guest and collects its output, whatever its exit
+/// status. `input` is its standard input. As with `ssh`, the words are joined
+/// by blanks and read by the login shell there: quote with [`shell_word`].
+///
+/// # Errors
+/// [`Kind::TimedOut`] after `limit`, [`Kind::Unavailable`] without `ssh`,
+/// [`Kind::Interrupted`] on Ctrl-C.
+pub fn run(target: &SshTarget, argv: &[impl AsRef<str>], input: &[u8], limit: Duration) -> Result<Output> {
+    let command = ssh_command(target, Style::Batch, Tty::Never)?.args(argv.iter().map(AsRef::as_ref));
+    let mut running = command.spawn().map_err(need_ssh)?;
+    running.feed(input.to_vec());
+    let deadline = Deadline::after(limit);
+    poll::until(&deadline, Duration::from_millis(2), || running.poll())?.ok_or_else(|| {
+        let limit = humantime::format_duration(limit);
+        Error::timed_out(format!("a command in the guest did not end within {limit}"))
+    })
+}
+
+/// Runs a command, or without one a shell, with our own standard input, output
+/// and terminal. Returns the command's exit code; 255 when the channel
+/// failed, 128 + n when `ssh` itself was killed by signal n.
+///
+/// As with `ssh`, the words of `argv` are joined by blanks and read by the
+/// login shell in the guest: `ls '$HOME'` shows the home folder there.
+///
+/// # Errors
+/// [`Kind::Unavailable`] without `ssh`.
+pub fn interactive(target: &SshTarget, argv: &[String], tty: Tty) -> Result<i32> {
+    let status = ssh_command(target, Style::User, tty)?.args(argv).interactive().map_err(need_ssh)?;
+    Ok(exit_code(status))
+}
+
+/// The exit code of a program, as shells count: 128 + n for signal n.
+#[must_use]
+pub fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
+}
+
+/// `text` as one word for a POSIX shell.
+#[must_use]
+pub fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+pub(super) fn need_ssh(error: Error) -> Error {
+    if error.kind() == Kind::Unavailable { error.hint("install the package openssh-client") } else { error }
+}
+
+#[cfg(test)]
+mod tests;

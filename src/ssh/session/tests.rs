@@ -1,0 +1,144 @@
+use super::*;
+use crate::base::fs;
+use crate::ssh::keys::HostKeys;
+use crate::ssh::known_hosts;
+use crate::ssh::testing::Sshd;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn target(sshd: &Sshd) -> SshTarget {
+    sshd.login().at(sshd.addr)
+}
+
+#[test]
+fn a_command_gets_its_input_and_gives_output_and_exit_code() {
+    // The folder's name has a blank and a '%': both must reach ssh whole.
+    let sshd = Sshd::start();
+    let script = ["cat; echo oops >&2; exit 7"];
+    let output = run(&target(&sshd), &script, b"one\ntwo", LIMIT).unwrap();
+    assert_eq!(output.text(), "one\ntwo", "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((exit_code(output.status), output.stderr.as_slice()), (7, &b"oops\n"[..]));
+
+    // Words are joined and read by the shell there, unless quoted.
+    let output = run(&target(&sshd), &["echo", "$((1+1))", &shell_word("$a 'b'")], b"", LIMIT).unwrap();
+    assert_eq!(output.text(), "2 $a 'b'\n");
+    let output = run(&target(&sshd), &["-V"], b"", LIMIT).unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!words.contains("OpenSSH"), "never taken for an option of ssh itself: {words}");
+    let output = run(&target(&sshd), &["kill -9 $$"], b"", LIMIT).unwrap();
+    assert_eq!(exit_code(output.status), 255, "the channel has no exit code then");
+}
+
+#[test]
+fn an_interactive_command_gives_its_exit_code() {
+    let sshd = Sshd::start();
+    let argv = |text: &str| vec![text.to_owned()];
+    assert_eq!(interactive(&target(&sshd), &argv("exit 7"), Tty::Never).unwrap(), 7);
+    assert_eq!(interactive(&target(&sshd), &argv("test -t 0"), Tty::Always).unwrap(), 0, "a terminal there");
+    let mut nobody = target(&sshd);
+    nobody.addr.set_port(1);
+    assert_eq!(interactive(&nobody, &argv("true"), Tty::Never).unwrap(), 255);
+}
+
+#[test]
+fn any_other_host_key_is_refused() {
+    let sshd = Sshd::start();
+    let other = HostKeys::generate("root@test").unwrap();
+    let known = |name: &str, lines: &[&str]| {
+        let path = sshd.path(name);
+        known_hosts::write(&path, "virga-test", lines).unwrap();
+        let mut target = target(&sshd);
+        target.login.known_hosts = path;
+        run(&target, &["echo", "in"], b"", LIMIT).unwrap()
+    };
+    let words = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    for (name, lines) in [("changed", &other.public_lines()[..]), ("none", &[])] {
+        let output = known(name, lines);
+        assert_eq!((exit_code(output.status), output.text().as_str()), (255, ""));
+        assert!(words(&output).contains("Host key verification failed"), "{}", words(&output));
+    }
+    assert_eq!(known("right", &sshd.keys.public_lines()).text(), "in\n");
+}
+
+#[test]
+fn another_user_key_is_refused() {
+    let sshd = Sshd::start();
+    let other = crate::ssh::keys::own_key(&sshd.path("other")).unwrap();
+    let mut target = target(&sshd);
+    target.login.identities = vec![other.path];
+    let output = run(&target, &["echo", "in"], b"", LIMIT).unwrap();
+    assert_eq!((exit_code(output.status), output.text().as_str()), (255, ""));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"));
+}
+
+#[test]
+fn a_command_that_takes_too_long_is_ended() {
+    let sshd = Sshd::start();
+    let deadline = Deadline::after(Duration::from_secs(10));
+    let error = run(&target(&sshd), &["sleep", "60"], b"", Duration::from_secs(1)).unwrap_err();
+    assert_eq!(error.kind(), Kind::TimedOut);
+    assert!(!deadline.passed());
+}
+
+/// What a user's configuration may contain, against which our options must hold (`ssh -G` shows what counts).
+#[test]
+fn the_users_configuration_does_not_weaken_ours() {
+    let sshd = Sshd::start();
+    let hostile = sshd.path("config");
+    let text = "Host *\nStrictHostKeyChecking no\nUserKnownHostsFile /tmp/x\nProxyJump bastion\nRemoteCommand true\n\
+                ControlMaster auto\nControlPath ~/.ssh/%r@%h:%p\nHostKeyAlgorithms ssh-rsa\nVerifyHostKeyDNS yes\n\
+                NoHostAuthenticationForLocalhost yes\nPort 99\nUser nobody\nHostName example\nCanonicalizeHostname always\n\
+                KnownHostsCommand /bin/true\nGlobalKnownHostsFile /tmp/y\nHost virga-test\nCompression yes\n";
+    fs::write_new(&hostile, text.as_bytes(), 0o600).unwrap();
+    let target = target(&sshd);
+    let mut args = vec!["-G".to_owned(), "-F".into(), hostile.display().to_string()];
+    for (key, value) in options(&target, Style::User).unwrap() {
+        args.extend(["-o".into(), format!("{key}={value}")]);
+    }
+    args.extend(["-l".into(), target.login.user.clone(), "--".into(), target.login.alias.clone()]);
+    let shown = Cmd::new("ssh").args(args).run().expect("needs ssh (package openssh-client)").text();
+    let known = format!("userknownhostsfile {}", target.login.known_hosts.display());
+    let port = format!("port {}", target.addr.port());
+    let user = format!("user {}", target.login.user);
+    for line in [
+        "stricthostkeychecking true",
+        &known,
+        &port,
+        &user,
+        "hostname 127.0.0.1",
+        "hostkeyalias virga-test",
+        "hostkeyalgorithms ssh-ed25519,ecdsa-sha2-nistp256",
+        "globalknownhostsfile /dev/null",
+        "controlmaster false",
+        "verifyhostkeydns false",
+        "nohostauthenticationforlocalhost no",
+        "canonicalizehostname false",
+        "identitiesonly yes",
+        "compression yes",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} in\n{shown}");
+    }
+    for key in ["proxyjump", "proxycommand", "controlpath", "remotecommand", "knownhostscommand"] {
+        let set = shown.lines().find(|shown| shown.split(' ').next() == Some(key));
+        assert!(set.is_none_or(|line| line.ends_with(" none")), "{set:?}");
+    }
+}
+
+#[test]
+fn paths_that_ssh_would_read_otherwise() {
+    for (path, quoted) in
+        [("/a b", "\"/a b\""), ("/50%", "\"/50%%\""), ("/a\"b\\", "\"/a\\\"b\\\\\""), ("/$x", "\"/$x\"")]
+    {
+        assert_eq!(quoted_path(Path::new(path)).unwrap(), quoted);
+    }
+    for bad in ["/${HOME}", "/a\nb"] {
+        assert_eq!(quoted_path(Path::new(bad)).unwrap_err().kind(), Kind::Usage);
+    }
+}
+
+#[test]
+fn exit_codes_count_as_in_shells() {
+    for (raw, code) in [(0, 0), (7 << 8, 7), (255 << 8, 255), (9, 137), (2, 130)] {
+        assert_eq!(exit_code(ExitStatus::from_raw(raw)), code);
+    }
+}

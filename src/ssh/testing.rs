@@ -1,0 +1,101 @@
+//! A real sshd for tests, in a temporary folder and on a port of its own.
+#![allow(clippy::disallowed_methods, reason = "tests start sshd on a socket, which base::cmd does not offer")]
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::keys::{HostKeys, OwnKey, own_key};
+use super::known_hosts;
+use super::session::Login;
+use crate::base::cmd::Cmd;
+use crate::base::fs;
+
+/// One sshd process a connection (`sshd -i`): no port to guess, nothing to stop.
+pub(super) struct Sshd {
+    pub folder: tempfile::TempDir,
+    pub addr: SocketAddr,
+    pub keys: HostKeys,
+    pub user_key: OwnKey,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Sshd {
+    pub fn start() -> Self {
+        Self::start_at(Instant::now(), "")
+    }
+
+    /// Closes every connection before `up`. `extra` goes into the configuration.
+    pub fn start_at(up: Instant, extra: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("virga sshd%h").tempdir().unwrap();
+        let keys = HostKeys::generate("root@test").unwrap();
+        let user_key = own_key(&folder.path().join("user").join("id_ed25519")).unwrap();
+        let write = |name: &str, text: &str| fs::write_new(&folder.path().join(name), text.as_bytes(), 0o600).unwrap();
+        write("host_ed25519", &keys.ed25519.private);
+        write("host_ecdsa", &keys.ecdsa.private);
+        write("authorized", &user_key.public);
+        known_hosts::write(&folder.path().join("known_hosts"), "virga-test", &keys.public_lines()).unwrap();
+        // sshd as root wants this folder; packages make it when the service starts.
+        let _ = std::fs::create_dir("/run/sshd");
+        let file = |name: &str| folder.path().join(name).display().to_string().replace('%', "%%");
+        let config = format!(
+            "{extra}\nHostKey \"{}\"\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\n\
+             PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n",
+            file("host_ed25519").replace("%%", "%"),
+            file("host_ecdsa").replace("%%", "%"),
+            file("authorized"),
+        );
+        write("sshd_config", &config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (path, connections) = (folder.path().to_owned(), Arc::new(Mutex::new(Vec::new())));
+        let list = Arc::clone(&connections);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                if Instant::now() >= up {
+                    list.lock().unwrap().push(stream.try_clone().unwrap());
+                    serve(stream, &path);
+                }
+            }
+        });
+        Sshd { folder, addr, keys, user_key, connections }
+    }
+
+    /// Breaks every connection that there was.
+    pub fn cut(&self) {
+        for stream in self.connections.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn login(&self) -> Login {
+        Login {
+            user: Cmd::new("id").arg("-un").run().unwrap().text().trim().to_owned(),
+            alias: "virga-test".into(),
+            known_hosts: self.path("known_hosts"),
+            identities: vec![self.user_key.path.clone()],
+        }
+    }
+}
+
+fn serve(stream: TcpStream, folder: &std::path::Path) {
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("sshd.log")).unwrap();
+    let socket = OwnedFd::from(stream);
+    let mut child = Command::new("/usr/sbin/sshd")
+        .args(["-i", "-e", "-f"])
+        .arg(folder.join("sshd_config"))
+        .stdin(socket.try_clone().unwrap())
+        .stdout(socket)
+        .stderr(Stdio::from(log))
+        .spawn()
+        .expect("needs sshd (package openssh-server)");
+    std::thread::spawn(move || child.wait());
+}
