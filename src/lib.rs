@@ -12,6 +12,7 @@
 pub mod base;
 pub mod config;
 pub mod disk;
+pub mod driver;
 pub mod fetch;
 pub mod guest;
 pub mod pool;

@@ -1,0 +1,188 @@
+//! A guest's plan as QEMU's command line.
+//!
+//! Values that may hold a path go in JSON where QEMU takes it (`-blockdev`,
+//! `-device`), because JSON has no comma trap; elsewhere commas are doubled.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::base::layout::RuntimeFiles;
+use crate::base::plan::{Disk, DiskFormat, Layer};
+use crate::base::{Error, GuestName, GuestPlan, Result};
+
+/// What QEMU runs the guest's instructions with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+/// System calls that QEMU gives up once it is set up. QEMU forks nothing here:
+/// it is not asked to daemonise, and the network is its own.
+pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// The node name of the disk that boots; [`root_disk`] finds it again.
+const ROOT: &str = "disk0";
+
+/// QEMU's arguments for `plan`.
+///
+/// # Errors
+/// For a path that is not UTF-8 and for memory that is not whole MiB.
+pub(super) fn argv(plan: &GuestPlan, accel: Accelerator) -> Result<Vec<String>> {
+    let run = RuntimeFiles::new(&plan.runtime);
+    let mut args = Args::default();
+    args.add("-name", format!("guest={},process={}", comma(plan.name.as_str()), process_name(&plan.name)));
+    args.add("-uuid", plan.id.as_str());
+    // Nothing but what stands here: no default devices, no file of the user's.
+    args.flag("-nodefaults").flag("-no-user-config");
+    args.add("-machine", "q35,usb=off,vmport=off");
+    match accel {
+        Accelerator::Kvm => args.add("-accel", "kvm").add("-cpu", "host"),
+        Accelerator::Tcg => args.add("-accel", "tcg,thread=multi").add("-cpu", "max"),
+    };
+    args.add("-m", format!("size={}M", mebibytes(plan)?));
+    args.add("-smp", plan.cpus.to_string());
+    args.add("-rtc", "base=utc");
+    args.add("-sandbox", SANDBOX);
+    args.add("-msg", "timestamp=on");
+    // Only what has a boot index: no waiting for network boot.
+    args.add("-boot", "strict=on");
+    // GRUB hangs without any display device; nobody looks at it.
+    args.add("-display", "none").device(json!({"driver": "VGA"}));
+    network(plan, &mut args);
+    args.device(json!({"driver": "virtio-rng-pci"}));
+    args.device(json!({"driver": "vmgenid", "guid": plan.id.as_str()}));
+    disks(plan, &mut args)?;
+    consoles(plan, &run, &mut args)?;
+    args.add("-pidfile", text(&run.pid())?);
+    Ok(args.0)
+}
+
+/// What `ps -o comm` shows; the kernel keeps 15 characters.
+pub(super) fn process_name(name: &GuestName) -> String {
+    format!("virga-{name}").chars().take(15).collect()
+}
+
+/// The file of the disk that boots, as an argument list of ours names it.
+pub(super) fn root_disk(args: &[String]) -> Option<String> {
+    let root =
+        |value: Value| (value["node-name"] == ROOT).then(|| value["file"]["filename"].as_str().map(str::to_owned))?;
+    values(args, "-blockdev").find_map(|arg| root(serde_json::from_str(arg).ok()?))
+}
+
+/// The values of every `flag` in an argument list.
+pub(super) fn values<'a>(args: &'a [String], flag: &'a str) -> impl Iterator<Item = &'a str> {
+    args.windows(2).filter(move |pair| pair[0] == flag).map(|pair| pair[1].as_str())
+}
+
+#[derive(Default)]
+struct Args(Vec<String>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.into());
+        self
+    }
+
+    fn add(&mut self, flag: &str, value: impl Into<String>) -> &mut Self {
+        self.0.extend([flag.into(), value.into()]);
+        self
+    }
+
+    fn device(&mut self, device: Value) -> &mut Self {
+        self.add("-device", device.to_string())
+    }
+}
+
+fn network(plan: &GuestPlan, args: &mut Args) {
+    // Port 0: QEMU picks the SSH port and tells it (`info usernet`), so no two guests can race for one.
+    let mut netdev = String::from("user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:0-:22");
+    for forward in &plan.forwards {
+        netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
+    }
+    args.add("-netdev", netdev);
+    // A fixed slot, so that the card's name in the guest does not change with the number of disks.
+    let mac = plan.mac.to_string();
+    args.device(json!({"driver": "virtio-net-pci", "netdev": "net0", "mac": mac, "romfile": "", "addr": "0x2"}));
+}
+
+fn disks(plan: &GuestPlan, args: &mut Args) -> Result<()> {
+    for (number, disk) in plan.disks.iter().enumerate() {
+        let node = if number == 0 { ROOT.to_owned() } else { format!("disk{number}") };
+        args.add("-blockdev", top(disk, &node)?.to_string());
+        let mut device = json!({"driver": "virtio-blk-pci", "drive": node});
+        if number == 0 {
+            device["bootindex"] = json!(1);
+        }
+        args.device(device);
+    }
+    if let Some(seed) = &plan.seed {
+        // Not a CD-ROM: Debian's cloud kernel has no driver for the SATA one. cloud-init finds it by label.
+        let layer = Layer { path: seed.clone(), format: DiskFormat::Raw };
+        let mut node = read_only(&layer, &[])?;
+        node["node-name"] = json!("seed");
+        args.add("-blockdev", node.to_string());
+        args.device(json!({"driver": "virtio-blk-pci", "drive": "seed"}));
+    }
+    Ok(())
+}
+
+/// The writable layer. What the guest frees, the host gets back.
+fn top(disk: &Disk, node: &str) -> Result<Value> {
+    let file = json!({"driver": "file", "filename": text(&disk.path)?, "discard": "unmap"});
+    let mut value = json!({"driver": disk.format.name(), "node-name": node, "discard": "unmap", "file": file});
+    if disk.format == DiskFormat::Qcow2 {
+        value["backing"] = backing(&disk.chain)?;
+    }
+    Ok(value)
+}
+
+fn read_only(layer: &Layer, beneath: &[Layer]) -> Result<Value> {
+    let file = json!({"driver": "file", "filename": text(&layer.path)?, "read-only": true});
+    let mut value = json!({"driver": layer.format.name(), "read-only": true, "file": file});
+    if layer.format == DiskFormat::Qcow2 {
+        value["backing"] = backing(beneath)?;
+    }
+    Ok(value)
+}
+
+/// Always said, `null` included: QEMU then never follows what the file's own header names.
+fn backing(chain: &[Layer]) -> Result<Value> {
+    match chain {
+        [] => Ok(Value::Null),
+        [layer, beneath @ ..] => read_only(layer, beneath),
+    }
+}
+
+fn consoles(plan: &GuestPlan, run: &RuntimeFiles, args: &mut Args) -> Result<()> {
+    // A socket that also logs: the log is written whether or not somebody is connected.
+    let console = comma(text(&run.console())?);
+    let log = comma(text(&plan.console_log)?);
+    args.add("-chardev", format!("socket,id=console,path={console},server=on,wait=off,logfile={log},logappend=on"));
+    args.add("-serial", "chardev:console");
+    let qmp = comma(text(&run.qmp())?);
+    args.add("-chardev", format!("socket,id=qmp,path={qmp},server=on,wait=off"));
+    args.add("-mon", "chardev=qmp,mode=control");
+    Ok(())
+}
+
+/// Escapes a value for QEMU's `key=value,…` lists.
+fn comma(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::usage(format!("the path {path:?} is not UTF-8")))
+}
+
+fn mebibytes(plan: &GuestPlan) -> Result<u64> {
+    const MIB: u64 = crate::base::ByteSize::MIB;
+    if plan.memory.0 == 0 || !plan.memory.0.is_multiple_of(MIB) {
+        return Err(Error::usage(format!("memory of {} bytes is not a whole number of MiB", plan.memory.0)));
+    }
+    Ok(plan.memory.0 / MIB)
+}
+
+#[cfg(test)]
+mod tests;

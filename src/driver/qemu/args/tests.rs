@@ -1,0 +1,90 @@
+use std::path::PathBuf;
+
+use super::super::tests::plan;
+use super::*;
+use crate::base::plan::Forward;
+
+fn hostile() -> PathBuf {
+    PathBuf::from("/a,b/c\"d' e\\f,file=/etc/passwd")
+}
+
+#[test]
+fn hostile_paths_stay_one_value_each() {
+    let mut plan = plan("web", &hostile(), &hostile().join("run"));
+    plan.disks[0].chain = vec![
+        Layer { path: hostile().join("middle"), format: DiskFormat::Qcow2 },
+        Layer { path: hostile().join("base"), format: DiskFormat::Raw },
+    ];
+    plan.seed = Some(hostile().join("seed"));
+    let args = argv(&plan, Accelerator::Tcg).unwrap();
+
+    let nodes: Vec<Value> = values(&args, "-blockdev").map(|arg| serde_json::from_str(arg).unwrap()).collect();
+    assert_eq!(nodes.len(), 2);
+    let name = |value: &Value| PathBuf::from(value["file"]["filename"].as_str().unwrap());
+    assert_eq!(name(&nodes[0]), plan.disks[0].path);
+    let middle = &nodes[0]["backing"];
+    assert_eq!(name(middle), hostile().join("middle"));
+    assert_eq!((&middle["driver"], &middle["read-only"]), (&json!("qcow2"), &json!(true)));
+    let base = &middle["backing"];
+    assert_eq!(name(base), hostile().join("base"));
+    assert_eq!((&base["driver"], base.get("backing")), (&json!("raw"), None));
+    assert_eq!((&nodes[1]["driver"], &nodes[1]["read-only"]), (&json!("raw"), &json!(true)));
+
+    // Every comma of a path is doubled, so that splitting at single ones gives the options we meant.
+    let console = values(&args, "-chardev").find(|arg| arg.contains("id=console")).unwrap();
+    let split: Vec<String> = console.replace(",,", "\0").split(',').map(|part| part.replace('\0', ",")).collect();
+    let log = format!("logfile={}", plan.console_log.display());
+    assert!(split.contains(&log), "{split:?}");
+    assert_eq!(split.len(), 7, "{split:?}");
+
+    assert_eq!(root_disk(&args).as_deref(), plan.disks[0].path.to_str());
+}
+
+#[test]
+fn a_disk_without_layers_never_follows_its_own_header() {
+    let plan = plan("web", Path::new("/g"), Path::new("/r"));
+    let args = argv(&plan, Accelerator::Kvm).unwrap();
+    let root: Value = serde_json::from_str(values(&args, "-blockdev").next().unwrap()).unwrap();
+    assert_eq!(root.get("backing"), Some(&Value::Null));
+}
+
+#[test]
+fn what_every_guest_has() {
+    let mut plan = plan("web", Path::new("/g"), Path::new("/r"));
+    plan.cpus = 3;
+    plan.forwards = vec![Forward { host: 8080, guest: 80 }, Forward { host: 0, guest: 443 }];
+    let args = argv(&plan, Accelerator::Tcg).unwrap();
+    let has = |flag: &str, value: &str| assert!(values(&args, flag).any(|v| v == value), "{flag} {value}: {args:#?}");
+    has("-uuid", plan.id.as_str());
+    has("-name", "guest=web,process=virga-web");
+    has("-m", "size=128M");
+    has("-smp", "3");
+    has("-sandbox", SANDBOX);
+    has("-pidfile", "/r/pid");
+    has(
+        "-netdev",
+        "user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp:127.0.0.1:0-:443",
+    );
+    has("-cpu", "max");
+    assert!(args.iter().all(|arg| !arg.contains("0.0.0.0") && arg != "-daemonize"));
+    let kvm = argv(&plan, Accelerator::Kvm).unwrap();
+    assert!(values(&kvm, "-cpu").eq(["host"]) && values(&kvm, "-accel").eq(["kvm"]));
+}
+
+#[test]
+fn what_cannot_be_said_is_refused() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let good = plan("web", Path::new("/g"), Path::new("/r"));
+    let mut bad = good.clone();
+    bad.memory = crate::base::ByteSize(1 << 19);
+    assert!(argv(&bad, Accelerator::Tcg).is_err());
+    let mut bad = good;
+    bad.disks[0].path = std::ffi::OsStr::from_bytes(b"/g/\xff").into();
+    assert!(argv(&bad, Accelerator::Tcg).is_err());
+}
+
+#[test]
+fn a_long_name_is_cut_as_the_kernel_cuts_it() {
+    let name: GuestName = "a-rather-long-name".parse().unwrap();
+    assert_eq!(process_name(&name), "virga-a-rather-");
+}

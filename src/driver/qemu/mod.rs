@@ -1,0 +1,252 @@
+//! QEMU run directly: one process a guest, no daemon, no privileges.
+//!
+//! A guest is a QEMU process whose `-uuid` is the plan's id. It is started in
+//! a process group of its own and outlives the command; it is steered over a
+//! control socket in the guest's runtime folder, and found again by its
+//! arguments even where that folder is gone. QEMU's own `-daemonize` is not
+//! used: it forks after the sandbox is up, which then may not forbid forking.
+
+mod args;
+mod console;
+pub mod kvm;
+mod launch;
+mod network;
+mod probe;
+mod process;
+mod qmp;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+use self::process::{Census, Process};
+use self::qmp::Qmp;
+use super::{
+    Boots, Capabilities, Driver, DriverSettings, Finding, Owned, ProbeDepth, Reached, Started, Status, Stop, Storage,
+};
+use crate::base::layout::RuntimeFiles;
+use crate::base::plan::Forward;
+use crate::base::poll::Deadline;
+use crate::base::{Arch, Error, GuestPlan, Kind, Layout, Result, fs, interrupt};
+
+/// For one answer of a QEMU that is not busy: it takes less than a millisecond.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// QEMU is asked for its state no longer than this when it is known to live.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// QEMU closes its disks in this time when it is told to end.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// A guest whose system is not up yet does not hear the power button: it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
+
+/// The driver.
+#[derive(Debug)]
+pub struct Qemu {
+    layout: Layout,
+    census: Census,
+}
+
+impl Qemu {
+    /// Opens it; no I/O.
+    #[must_use]
+    pub fn new(settings: &DriverSettings) -> Self {
+        Self::over(settings.layout.clone())
+    }
+
+    fn over(layout: Layout) -> Self {
+        Qemu { layout, census: Census::default() }
+    }
+
+    /// Ends every process of the guest: more than one only if something went badly wrong before.
+    fn force_off(plan: &GuestPlan) -> Result<()> {
+        while let Some(process) = Process::of(plan)? {
+            process.end(CLOSING)?;
+        }
+        launch::clear(&RuntimeFiles::new(&plan.runtime))
+    }
+
+    fn ask(plan: &GuestPlan) -> Result<Option<(u16, Vec<Forward>)>> {
+        if Process::of(plan)?.is_none() {
+            return Ok(None);
+        }
+        let mut qmp = Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), ANSWER)?;
+        network::assign(plan, network::parse(&qmp.monitor("info usernet")?)).map(Some)
+    }
+
+    /// The guest that an argument list of a QEMU of this state folder belongs to.
+    fn owner(&self, args: &[String]) -> Option<Owned> {
+        let disk = args::root_disk(args)?;
+        let name = self.guest_of(Path::new(&disk))?;
+        let runtime =
+            args::values(args, "-pidfile").next().and_then(|file| Path::new(file).parent()).map(Path::to_owned);
+        Some(Owned { name, pid: None, runtime })
+    }
+
+    /// The guest in whose folder `path` is.
+    fn guest_of(&self, path: &Path) -> Option<crate::base::GuestName> {
+        path.strip_prefix(self.layout.guests()).ok()?.components().next()?.as_os_str().to_str()?.parse().ok()
+    }
+
+    /// The guest that a runtime folder is labelled with, if it is of this state folder.
+    fn label_of(&self, runtime: &Path) -> Option<crate::base::GuestName> {
+        let label = fs::read_text(&RuntimeFiles::new(runtime).label(), 8192).ok()?;
+        self.guest_of(Path::new(&label))
+    }
+}
+
+impl Driver for Qemu {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            boots: &[Boots::DiskImage],
+            storage: Storage::OurPath,
+            reached: Reached::LoopbackPort,
+            console_log: true,
+            memory_snapshots: false,
+            survives_host_reboot: false,
+        }
+    }
+
+    fn probe(&self, depth: ProbeDepth) -> Vec<Finding> {
+        probe::findings(&self.layout, depth)
+    }
+
+    fn create(&self, plan: &GuestPlan) -> Result<()> {
+        if plan.arch != Arch::Amd64 {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("the qemu driver does not run {} guests yet", plan.arch),
+            )
+            .hint("choose an image with 'arch=amd64'"));
+        }
+        if plan.disks.is_empty() || plan.cpus == 0 {
+            return Err(Error::usage("a guest needs a disk to boot from and at least one processor"));
+        }
+        network::check(plan)?;
+        // What cannot be said on a command line is found here, before any start.
+        args::argv(plan, args::Accelerator::Tcg)?;
+        launch::program()?;
+        launch::prepare(plan, &self.layout.guest(&plan.name))
+    }
+
+    fn start(&self, plan: &GuestPlan) -> Result<Started> {
+        if let Some(process) = Process::of(plan)? {
+            if !process.leaving() {
+                return Ok(Started::default());
+            }
+            // Its disks and ports are free only once it is gone.
+            process.wait(CLOSING);
+        }
+        let program = launch::program()?;
+        // Again: the system empties this folder when it restarts.
+        launch::prepare(plan, &self.layout.guest(&plan.name))?;
+        let (accel, note) = launch::settle(plan.accel)?;
+        let launched = launch::launch(&program, plan, accel);
+        self.census.forget();
+        launched?;
+        Ok(Started { notes: note.into_iter().collect() })
+    }
+
+    fn stop(&self, plan: &GuestPlan, how: Stop) -> Result<()> {
+        let Stop::Graceful(patience) = how else { return Self::force_off(plan) };
+        let Some(process) = Process::of(plan)? else { return Ok(()) };
+        let deadline = Deadline::after(patience);
+        let mut pressed: Option<Deadline> = None;
+        let mut trouble = None;
+        loop {
+            if pressed.is_none_or(|since| since.passed()) {
+                trouble = press_power_button(plan).err();
+                pressed = Some(Deadline::after(PRESS_AGAIN));
+            }
+            if process.wait(deadline.left().min(Duration::from_millis(100))) {
+                return Self::force_off(plan);
+            }
+            interrupt::check()?;
+            if deadline.passed() {
+                let limit = humantime::format_duration(patience);
+                let error = Error::timed_out(format!("guest '{}' did not shut down within {limit}", plan.name))
+                    .hint("'--force' stops it at once, as if the power were cut");
+                return Err(match trouble {
+                    Some(trouble) => error.because(trouble),
+                    None => error,
+                });
+            }
+        }
+    }
+
+    fn remove(&self, plan: &GuestPlan) -> Result<()> {
+        Self::force_off(plan)?;
+        fs::remove_dir_all(&plan.runtime)
+    }
+
+    fn status(&self, plan: &GuestPlan) -> Result<Status> {
+        if Process::glance(plan, &self.census)?.is_none() {
+            // QEMU removes its pid file when it ends in good order.
+            let left = RuntimeFiles::new(&plan.runtime).pid().exists();
+            return Ok(if left { Status::Died } else { Status::Stopped });
+        }
+        let glance = || -> Result<serde_json::Value> {
+            Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), GLANCE)?.command("query-status", json!({}))
+        };
+        match glance() {
+            Ok(state) if state["running"] == false => Ok(Status::Paused),
+            // It lives; that it is too busy to say more is no reason to call it anything else.
+            Ok(_) | Err(_) => Ok(Status::Running),
+        }
+    }
+
+    fn endpoint(&self, plan: &GuestPlan) -> Result<Option<SocketAddr>> {
+        Ok(Self::ask(plan)?.map(|(port, _)| SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    }
+
+    fn forwards(&self, plan: &GuestPlan) -> Result<Vec<Forward>> {
+        Ok(Self::ask(plan)?.map_or_else(|| plan.forwards.clone(), |(_, forwards)| forwards))
+    }
+
+    fn console_tail(&self, plan: &GuestPlan, lines: usize) -> Result<Vec<String>> {
+        console::tail(&plan.console_log, lines)
+    }
+
+    fn list_owned(&self) -> Result<Vec<Owned>> {
+        let mut owned = Vec::new();
+        for (pid, args) in process::scan(|args| self.owner(args).is_some())? {
+            owned.extend(self.owner(&args).map(|found| Owned { pid: Some(pid), ..found }));
+        }
+        // Folders that no process uses: their QEMU was killed, or never came up.
+        for entry in fs::list_dir(self.layout.runtime_root())? {
+            let runtime = self.layout.runtime(&entry);
+            let known = |owned: &Owned| owned.runtime.as_ref() == Some(&runtime);
+            if let Some(name) = self.label_of(&runtime)
+                && !owned.iter().any(known)
+            {
+                owned.push(Owned { name, pid: None, runtime: Some(runtime) });
+            }
+        }
+        Ok(owned)
+    }
+
+    fn remove_owned(&self, owned: &Owned) -> Result<()> {
+        let ours = |args: &[String]| self.owner(args).is_some_and(|found| found.name == owned.name);
+        if let Some(pid) = owned.pid
+            && let Some(process) = Process::open(pid, ours)?
+        {
+            process.end(CLOSING)?;
+        }
+        // Only what bears the label goes: `owned` may be old, or from an argument list.
+        match owned.runtime.as_deref() {
+            Some(runtime) if self.label_of(runtime).as_ref() == Some(&owned.name) => fs::remove_dir_all(runtime),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn press_power_button(plan: &GuestPlan) -> Result<()> {
+    let socket: PathBuf = RuntimeFiles::new(&plan.runtime).qmp();
+    Qmp::connect(&socket, PRESS_AGAIN)?.command("system_powerdown", json!({})).map(drop)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! QEMU's own user network: which host port leads to which port of the guest.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use crate::base::plan::Forward;
+use crate::base::{Error, GuestPlan, Result};
+
+/// Port of the guest's SSH server.
+pub(super) const SSH: u16 = 22;
+
+/// Reads the forwards out of the monitor's `info usernet`, ordered by host port.
+///
+/// Its lines, the same from QEMU 7 to 10 (`slirp_connection_info` in libslirp):
+/// `TCP[HOST_FORWARD]  13  127.0.0.1 40001  10.0.2.15    22  0  0`
+pub(super) fn parse(usernet: &str) -> Vec<Forward> {
+    let line = |line: &str| {
+        let fields = line.trim_start().strip_prefix("TCP[HOST_FORWARD]")?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let [_descriptor, _from, host, _to, guest, ..] = fields[..] else { return None };
+        Some(Forward { host: host.parse().ok()?, guest: guest.parse().ok()? })
+    };
+    let mut forwards: Vec<Forward> = usernet.lines().filter_map(line).collect();
+    forwards.sort_by_key(|forward| forward.host);
+    forwards
+}
+
+/// Tells the SSH port apart from the forwards that the plan asked for, and
+/// fills in those whose host port was left to the system.
+///
+/// # Errors
+/// When one that must be there is not.
+pub(super) fn assign(plan: &GuestPlan, mut actual: Vec<Forward>) -> Result<(u16, Vec<Forward>)> {
+    let mut take = |wanted: Forward| {
+        let fits = |f: &Forward| f.guest == wanted.guest && (wanted.host == 0 || f.host == wanted.host);
+        let at = actual.iter().position(fits);
+        at.map(|at| actual.remove(at)).ok_or_else(|| Error::failed(format!("QEMU does not forward '{wanted}'")))
+    };
+    // Fixed ones first: what is left over is what the system chose.
+    let mut filled = plan.forwards.clone();
+    for forward in filled.iter_mut().filter(|f| f.host != 0) {
+        take(*forward)?;
+    }
+    let ssh = take(Forward { host: 0, guest: SSH })?.host;
+    for forward in filled.iter_mut().filter(|f| f.host == 0) {
+        *forward = take(*forward)?;
+    }
+    Ok((ssh, filled))
+}
+
+/// Two forwards on one host port cannot be.
+///
+/// # Errors
+/// [`crate::base::Kind::Usage`], naming the port.
+pub(super) fn check(plan: &GuestPlan) -> Result<()> {
+    let mut seen = Vec::new();
+    for port in plan.forwards.iter().map(|f| f.host).filter(|port| *port != 0) {
+        if seen.contains(&port) {
+            return Err(Error::usage(format!("host port {port} is forwarded twice")));
+        }
+        seen.push(port);
+    }
+    Ok(())
+}
+
+/// Why QEMU could not set up a forward: it does not say itself.
+pub(super) fn why_not(plan: &GuestPlan) -> Option<Error> {
+    plan.forwards.iter().filter(|f| f.host != 0).find_map(|forward| {
+        let error = TcpListener::bind((Ipv4Addr::LOCALHOST, forward.host)).err()?;
+        let port = forward.host;
+        Some(match error.kind() {
+            std::io::ErrorKind::AddrInUse => Error::failed(format!("host port {port} is taken by another program"))
+                .hint(format!(
+                    "choose another with '--port HOST:{}'; host port 0 lets the system choose",
+                    forward.guest
+                )),
+            std::io::ErrorKind::PermissionDenied => {
+                Error::failed(format!("host port {port} may be used by root only")).hint("choose one above 1023")
+            }
+            _ => Error::failed(format!("host port {port} cannot be used")).because(error),
+        })
+    })
+}

@@ -1,0 +1,123 @@
+use std::os::unix::net::UnixListener;
+use std::thread;
+use std::time::Instant;
+
+use super::*;
+use crate::base::cmd::{Cmd, Detached};
+use crate::base::poll;
+use crate::base::{Kind, fs};
+
+/// A QEMU that runs nothing; killed when dropped.
+struct Empty {
+    folder: tempfile::TempDir,
+    child: Detached,
+}
+
+impl Empty {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let qmp = format!("unix:{}/qmp,server=on,wait=off", folder.path().display());
+        let log = fs::create_new(&folder.path().join("log"), 0o600).unwrap();
+        let child = Cmd::new("qemu-system-x86_64")
+            .args(["-S", "-machine", "none", "-nodefaults", "-display", "none", "-qmp", &qmp])
+            .spawn_detached(log)
+            .unwrap();
+        Empty { folder, child }
+    }
+
+    fn connect(&self, limit: Duration) -> Result<Qmp> {
+        let path = self.folder.path().join("qmp");
+        let connect = || Ok(Qmp::connect(&path, limit).ok());
+        poll::until(&Deadline::after(Duration::from_secs(10)), Duration::from_millis(2), connect)
+            .map(|qmp| qmp.expect("QEMU's control socket"))
+    }
+}
+
+impl Drop for Empty {
+    fn drop(&mut self) {
+        self.child.kill();
+    }
+}
+
+#[test]
+fn talks_to_a_real_qemu() {
+    let empty = Empty::start();
+    let mut qmp = empty.connect(Duration::from_secs(10)).unwrap();
+    assert_eq!(qmp.command("query-status", json!({})).unwrap()["status"], "prelaunch");
+    assert!(qmp.monitor("info version").unwrap().contains('.'));
+    let error = qmp.command("no-such-command", json!({})).unwrap_err();
+    assert!(error.causes()[0].contains("no-such-command"), "{:?}", error.causes());
+    // `stop` and `cont` make events, which come between the answers.
+    for _ in 0..3 {
+        qmp.command("cont", json!({})).unwrap();
+        qmp.command("stop", json!({})).unwrap();
+    }
+    assert_eq!(qmp.command("query-status", json!({})).unwrap()["status"], "paused");
+
+    // QEMU serves one client: a second one waits no longer than it said, however many wait before it.
+    for _ in 0..6 {
+        let begin = Instant::now();
+        let error = Qmp::connect(&empty.folder.path().join("qmp"), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), Kind::TimedOut, "{error} {:?}", error.causes());
+        assert!(begin.elapsed() < Duration::from_secs(1));
+    }
+    drop(qmp);
+
+    let begin = Instant::now();
+    for _ in 0..100 {
+        let mut qmp = empty.connect(Duration::from_secs(10)).unwrap();
+        qmp.command("query-status", json!({})).unwrap();
+    }
+    let each = begin.elapsed() / 100;
+    std::io::stderr().write_all(format!("QMP connect and one command: {each:?}\n").as_bytes()).unwrap();
+}
+
+/// A server that answers every connection with `bytes`, one every `pace`, then holds it open.
+fn impostor(folder: &Path, bytes: Vec<u8>, pace: Duration) -> std::path::PathBuf {
+    let path = folder.join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else { return };
+        let size = if pace.is_zero() { bytes.len().max(1) } else { 1 };
+        for piece in bytes.chunks(size) {
+            if stream.write_all(piece).is_err() {
+                return;
+            }
+            // A receiver that nobody sends to: a pause.
+            let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(pace);
+        }
+        let mut rest = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
+    });
+    path
+}
+
+#[test]
+fn a_hostile_or_silent_peer_holds_nobody_up() {
+    let greeting = br#"{"QMP": {}}"#.to_vec();
+    let endless = vec![b' '; LINE_LIMIT + 4096];
+    let cases: [(&str, Vec<u8>, Duration, Kind); 6] = [
+        ("silent", vec![], Duration::ZERO, Kind::TimedOut),
+        ("not ours", b"SSH-2.0-x\r\n".to_vec(), Duration::ZERO, Kind::Failed),
+        ("json, not QMP", b"{}\n".to_vec(), Duration::ZERO, Kind::Failed),
+        ("half a line", greeting.clone(), Duration::ZERO, Kind::TimedOut),
+        ("drips", [greeting.as_slice(), &[b' '; 500]].concat(), Duration::from_millis(5), Kind::TimedOut),
+        ("endless", endless, Duration::ZERO, Kind::Failed),
+    ];
+    for (what, bytes, pace, kind) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let path = impostor(folder.path(), bytes, pace);
+        let limit = if what == "endless" { Duration::from_secs(20) } else { Duration::from_millis(200) };
+        let begin = Instant::now();
+        let error = Qmp::connect(&path, limit).unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+        assert!(begin.elapsed() < limit + Duration::from_secs(1), "{what}: {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn no_socket_is_not_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Qmp::connect(&folder.path().join("qmp"), Duration::from_secs(1)).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+}
