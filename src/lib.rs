@@ -10,11 +10,13 @@
 //! ```
 
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod disk;
 pub mod driver;
 pub mod fetch;
 pub mod guest;
+pub mod ops;
 pub mod pool;
 pub mod seed;
 pub mod ssh;

@@ -1,0 +1,79 @@
+//! Argument types shared by several verbs.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::render::Format;
+use crate::base::{ByteSize, Error};
+
+/// `--format`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct FormatArg {
+    /// How to print: columns for people or JSON for programs
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// `--timeout`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct TimeoutArg {
+    /// Give up after this time, as in 90s or 5m [default: 5m]
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+}
+
+/// A value that the library parses, its hint in the message: clap shows one line.
+///
+/// # Errors
+/// Text for clap when it does not parse.
+pub fn value<T: std::str::FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(one_line)
+}
+
+fn one_line(error: Error) -> String {
+    match error.hints().first() {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    }
+}
+
+/// A user's name in a guest (useradd(8): what Debian takes).
+///
+/// # Errors
+/// Text for clap when it is none.
+pub fn user(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    if starts && text.len() <= 32 && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err("a user's name has 1 to 32 of a-z, 0-9, '_' and '-' and begins with a letter or '_'".into())
+}
+
+/// A time with a unit; a bare number counts seconds, as uvtool's users write it.
+///
+/// # Errors
+/// Text for clap when it is neither.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Memory: a bare number counts MiB, as uvtool's users write it.
+///
+/// # Errors
+/// Text for clap when it is not a size.
+pub fn memory(text: &str) -> Result<ByteSize, String> {
+    ByteSize::parse(text, ByteSize::MIB).map_err(one_line)
+}
+
+/// Disk space: a bare number counts GiB, as uvtool's users write it.
+///
+/// # Errors
+/// Text for clap when it is not a size.
+pub fn disk(text: &str) -> Result<ByteSize, String> {
+    ByteSize::parse(text, ByteSize::GIB).map_err(one_line)
+}

@@ -1,0 +1,113 @@
+//! `virga list`, `virga ip`.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::args::{FormatArg, value};
+use super::render::{self, Format};
+use super::term;
+use crate::base::{GuestName, Result};
+use crate::ops::{Env, list};
+
+/// `virga list`
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// `virga ip`
+#[derive(clap::Args, Debug)]
+pub struct IpArgs {
+    /// The guest
+    #[arg(value_parser = value::<GuestName>)]
+    name: GuestName,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// One guest as programs see it.
+#[derive(Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    state: &'static str,
+    driver: Option<String>,
+    image: Option<String>,
+    id: Option<&'a str>,
+    created: Option<String>,
+    memory: Option<u64>,
+    cpus: Option<u32>,
+    user: Option<&'a str>,
+    ssh: Option<String>,
+}
+
+impl<'a> Row<'a> {
+    fn of(listed: &'a list::Listed) -> Self {
+        let record = listed.record.as_ref();
+        Row {
+            name: listed.name.as_str(),
+            state: listed.state.word(),
+            driver: record.map(|record| record.driver.to_string()),
+            image: record.map(|record| image_of(&record.origin.keys)),
+            id: record.map(|record| record.plan.id.as_str()),
+            created: record.map(|record| record.created.to_string()),
+            memory: record.map(|record| record.plan.memory.0),
+            cpus: record.map(|record| record.plan.cpus),
+            user: record.map(|record| record.user.as_str()),
+            ssh: listed.endpoint.map(|address| address.to_string()),
+        }
+    }
+}
+
+/// An image in a few words: what a stream or a file says of it.
+fn image_of(keys: &std::collections::BTreeMap<String, String>) -> String {
+    let get = |key: &str| keys.get(key).map(String::as_str).unwrap_or_default();
+    if let Some(file) = keys.get("file") {
+        return file.clone();
+    }
+    [get("os"), get("release"), get("arch"), get("version_name")]
+        .iter()
+        .filter(|word| !word.is_empty())
+        .copied()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Runs `virga list`.
+///
+/// # Errors
+/// As [`list::list`].
+pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
+    let listed = list::list(env)?;
+    let rows: Vec<Row<'_>> = listed.iter().map(Row::of).collect();
+    match args.format.format {
+        Format::Json => render::json(&rows)?,
+        Format::Table => {
+            let dash = || "-".to_owned();
+            let cells = rows.into_iter().map(|row| {
+                vec![
+                    row.name.to_owned(),
+                    row.state.to_owned(),
+                    row.image.filter(|image| !image.is_empty()).unwrap_or_else(dash),
+                    row.ssh.unwrap_or_else(dash),
+                ]
+            });
+            render::table(&["NAME", "STATE", "IMAGE", "SSH"], cells.collect());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `virga ip`.
+///
+/// # Errors
+/// As [`list::address`].
+pub fn ip(env: Env<'_>, args: IpArgs) -> Result<ExitCode> {
+    let address = list::address(env, &args.name)?;
+    match args.format.format {
+        Format::Json => render::json(&serde_json::json!({ "host": address.ip().to_string(), "port": address.port() }))?,
+        Format::Table => term::data(&format!("{address}\n")),
+    }
+    Ok(ExitCode::SUCCESS)
+}

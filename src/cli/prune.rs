@@ -1,0 +1,30 @@
+//! `virga prune`.
+
+use std::process::ExitCode;
+
+use crate::base::{ByteSize, Result};
+use crate::ops::{Env, prune};
+
+use super::term;
+
+/// `virga prune`
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Only say what would go
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs `virga prune`.
+///
+/// # Errors
+/// As [`prune::prune`].
+pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
+    let pruned = prune::prune(env, args.dry_run)?;
+    for (digest, size) in &pruned.pool.blobs {
+        term::data(&format!("{digest} {}\n", ByteSize(*size)));
+    }
+    let verb = if args.dry_run { "would free" } else { "freed" };
+    env.reporter.note(&format!("{verb} {}", ByteSize(pruned.pool.bytes)));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,114 @@
+//! `virga stream …`: publishing images.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::term;
+use crate::base::{ByteSize, Result};
+use crate::ops::publish::{AddRequest, InitRequest};
+use crate::ops::serve::ServeRequest;
+use crate::ops::{Env, publish, serve};
+
+/// `virga stream`
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an empty signed stream in a folder
+    Init {
+        /// The folder
+        dir: PathBuf,
+        /// The signing key; made when the file is absent
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// Whom a new key belongs to
+        #[arg(long, default_value = "virga stream", value_name = "TEXT")]
+        user_id: String,
+        /// What the stream is called among clients
+        #[arg(long, value_name = "ID")]
+        content_id: Option<String>,
+    },
+    /// Add an image to a stream
+    Add {
+        /// The stream's folder
+        dir: PathBuf,
+        /// The image; its format and size are read from it
+        image: PathBuf,
+        /// What it is, as in os=debian release=bookworm; arch and version_name have defaults
+        #[arg(value_name = "KEY=VALUE")]
+        keys: Vec<String>,
+        /// The signing key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Remove images from a stream
+    Remove {
+        /// The stream's folder
+        dir: PathBuf,
+        /// Which images, as in version_name=20261123
+        #[arg(required = true, value_name = "FILTER")]
+        filters: Vec<String>,
+        /// The signing key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Check a stream: signatures, every file's size and hash, nothing missing
+    Verify {
+        /// The stream's folder
+        dir: PathBuf,
+        /// The keys to trust [default: DIR/keyring.gpg]
+        #[arg(long, value_name = "FILE")]
+        keyring: Option<PathBuf>,
+    },
+    /// Serve a folder over HTTP
+    Serve {
+        /// The stream's folder
+        dir: PathBuf,
+        /// The address to listen on
+        #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+        bind: std::net::IpAddr,
+        /// The port; 0 lets the system choose
+        #[arg(long, default_value_t = 0, value_name = "PORT")]
+        port: u16,
+        /// Write the port to this file once it listens
+        #[arg(long, value_name = "FILE")]
+        port_file: Option<PathBuf>,
+    },
+}
+
+/// Runs `virga stream`.
+///
+/// # Errors
+/// As the operations of [`publish`] and [`serve`].
+pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Init { dir, key, user_id, content_id } => {
+            let fingerprint = publish::init(env, &InitRequest { dir, key, user_id, content_id })?;
+            term::data(&format!("{fingerprint}\n"));
+        }
+        Command::Add { dir, image, keys, key } => {
+            let added = publish::add(env, &AddRequest { dir, image, keys, key })?;
+            let verb = if added.new { "added" } else { "present" };
+            term::data(&format!("{verb} {} {} ({})\n", added.product, added.version, ByteSize(added.size)));
+        }
+        Command::Remove { dir, filters, key } => {
+            for gone in publish::remove(&dir, &key, &filters)? {
+                term::data(&format!("removed {gone}\n"));
+            }
+        }
+        Command::Verify { dir, keyring } => {
+            let verified = publish::verify(env, &dir, keyring.as_deref())?;
+            term::data(&format!("{} items, {}\n", verified.items, ByteSize(verified.bytes)));
+        }
+        Command::Serve { dir, bind, port, port_file } => {
+            serve::serve(env, &ServeRequest { dir, bind, port, port_file })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,75 @@
+//! Taking a guest away, whatever state it is in.
+
+use super::Env;
+use crate::base::plan::DriverKind;
+use crate::base::{Error, GuestName, Kind, Result};
+use crate::guest;
+
+/// Stops the guest by force and removes all that belongs to it: process,
+/// sockets, disks, seed, record. Works on whole guests, half-made ones, ones
+/// with a broken record and orphans. `false` when there was nothing.
+///
+/// # Errors
+/// [`crate::base::Kind::TimedOut`] when another command is at work on it; else what could not be removed.
+pub fn destroy(env: Env<'_>, name: &GuestName) -> Result<bool> {
+    let layout = &env.settings.layout;
+    let mut found = false;
+    if guest::exists(layout, name) {
+        let lock = match guest::lock(layout, name) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+            other => other?,
+        };
+        found = true;
+        // A record that cannot be read is no reason to keep the guest: its label finds the process.
+        if let Ok(Some(record)) = guest::load(layout, name) {
+            env.driver(record.driver).remove(&record.plan)?;
+        }
+        remove_labelled(env, name)?;
+        guest::remove_folder(layout, name)?;
+        drop(lock);
+    } else {
+        found |= remove_labelled(env, name)?;
+    }
+    // What an earlier destroy left when it was killed half-way; another one may be at it right now.
+    let _ = guest::sweep(layout, false);
+    Ok(found)
+}
+
+fn remove_labelled(env: Env<'_>, name: &GuestName) -> Result<bool> {
+    let mut found = false;
+    for driver in DriverKind::ALL.map(|kind| env.driver(kind)) {
+        for owned in driver.list_owned()?.iter().filter(|owned| owned.name == *name) {
+            driver.remove_owned(owned)?;
+            found = true;
+        }
+    }
+    Ok(found)
+}
+
+/// Destroys each of several guests; one that fails does not keep the others.
+/// Calls `done` for each that went.
+///
+/// # Errors
+/// The first failure, after all were tried. [`crate::base::Kind::NotFound`] for a name without a guest unless `if_exists`.
+pub fn destroy_all(env: Env<'_>, names: &[GuestName], if_exists: bool, mut done: impl FnMut(&GuestName)) -> Result<()> {
+    let mut first: Option<Error> = None;
+    for name in names {
+        let outcome = match destroy(env, name) {
+            Ok(false) if !if_exists => {
+                Err(Error::not_found(format!("there is no guest '{name}'")).hint("'virga list' shows the guests"))
+            }
+            Ok(true) => {
+                done(name);
+                Ok(())
+            }
+            other => other.map(|_| ()),
+        };
+        if let Err(error) = outcome {
+            match first {
+                None => first = Some(error),
+                Some(_) => env.reporter.warn(&error.to_string()),
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
+}

@@ -1,0 +1,98 @@
+//! Is everything there that virga needs, and what can be done about it.
+
+use super::Env;
+use crate::base::plan::DriverKind;
+use crate::base::{ByteSize, cmd, fs};
+use crate::driver::{Finding, Level, ProbeDepth};
+use crate::ssh::authorized;
+use crate::stream::source::Sources;
+
+/// Less free space than this is worth a word: one cloud image and its guest.
+const LITTLE_SPACE: u64 = 4 * ByteSize::GIB;
+
+/// Looks at everything. Never fails: what is wrong is a finding.
+#[must_use]
+pub fn doctor(env: Env<'_>) -> Vec<Finding> {
+    let drivers = DriverKind::ALL.into_iter().map(|kind| env.driver(kind));
+    let mut findings: Vec<Finding> = drivers.flat_map(|driver| driver.probe(ProbeDepth::Full)).collect();
+    findings.push(ssh_client());
+    findings.extend(keyrings(env));
+    findings.push(space(env));
+    findings.push(keys(env));
+    findings
+}
+
+fn finding(check: &str, level: Level, detail: impl Into<String>, hint: Option<&str>) -> Finding {
+    Finding { check: check.into(), level, detail: detail.into(), hint: hint.map(Into::into) }
+}
+
+fn ssh_client() -> Finding {
+    match cmd::find("ssh") {
+        Some(path) => finding("ssh", Level::Ok, format!("{} is there", path.display()), None),
+        None => finding("ssh", Level::Error, "there is no ssh program", Some("install the package openssh-client")),
+    }
+}
+
+/// One finding a keyring, naming the sources that need it.
+fn keyrings(env: Env<'_>) -> Vec<Finding> {
+    let sources = match Sources::load(&env.settings.stream_dirs) {
+        Ok(sources) => sources,
+        Err(error) => return vec![finding("sources", Level::Error, error.to_string(), error.hints().first().copied())],
+    };
+    let mut findings: Vec<Finding> = Vec::new();
+    for source in sources.iter().filter(|source| source.signed) {
+        let (level, detail, hint) = match super::sync::keyring_of(source) {
+            Ok(keyring) => {
+                let keys: Vec<String> = keyring.fingerprints().iter().map(ToString::to_string).collect();
+                (Level::Ok, format!("trusted key {}", keys.join(", ")), None)
+            }
+            // Images from files need none.
+            Err(error) => (Level::Warning, error.to_string(), error.hints().first().map(ToString::to_string)),
+        };
+        match findings.iter_mut().find(|known| known.detail.starts_with(&detail)) {
+            Some(known) => known.detail = format!("{}, {}", known.detail, source.name),
+            None => findings.push(Finding {
+                check: "keyring".into(),
+                level,
+                detail: format!("{detail}: {}", source.name),
+                hint,
+            }),
+        }
+    }
+    findings
+}
+
+fn space(env: Env<'_>) -> Finding {
+    let home = env.settings.layout.home();
+    // The folder may not be there yet: ask for the nearest one above it that is.
+    let asked = home.ancestors().find(|path| path.exists()).unwrap_or(home);
+    match fs::free_space(asked) {
+        Ok(free) if free < LITTLE_SPACE => finding(
+            "space",
+            Level::Warning,
+            format!("only {} free in {}", ByteSize(free), home.display()),
+            Some("'virga prune' frees images that no guest uses; VIRGA_HOME moves the state"),
+        ),
+        Ok(free) => finding("space", Level::Ok, format!("{} free in {}", ByteSize(free), home.display()), None),
+        Err(error) => finding("space", Level::Error, error.to_string(), None),
+    }
+}
+
+fn keys(env: Env<'_>) -> Finding {
+    let settings = env.settings;
+    let own = settings.layout.own_key();
+    let found = authorized::find(&authorized::Sources {
+        files: &[],
+        agent: settings.agent_socket.as_deref(),
+        home: settings.user_home.as_deref(),
+        own: &own,
+    });
+    match found {
+        Ok(found) if found.keys.is_empty() => {
+            let detail = "no SSH key of yours was found: virga makes one of its own for guests";
+            finding("keys", Level::Ok, detail, None)
+        }
+        Ok(found) => finding("keys", Level::Ok, format!("{} of your SSH keys get into guests", found.keys.len()), None),
+        Err(error) => finding("keys", Level::Warning, error.to_string(), error.hints().first().copied()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Which images are in the pool, and which one a request means.
+
+use std::collections::BTreeSet;
+
+use super::Env;
+use crate::base::name::quoted;
+use crate::base::{Arch, Error, ImageId, Result};
+use crate::pool::{ImageRecord, Pool};
+use crate::stream::filter::Filters;
+
+/// One line of a listing.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The image's record.
+    pub record: ImageRecord,
+    /// How many guests stand on it.
+    pub guests: usize,
+}
+
+/// Images of the pool that match all filters, by product, newest first.
+/// Touches no network.
+///
+/// # Errors
+/// [`crate::base::Kind::Usage`] for a filter that is none.
+pub fn images(env: Env<'_>, filters: &[String]) -> Result<Vec<Listed>> {
+    let pool = env.pool()?;
+    let records = pool.records()?;
+    let filters = match filters {
+        [only] if only.parse::<ImageId>().is_ok() => {
+            return with_guests(env, records.into_iter().filter(|record| record.id.as_str() == only));
+        }
+        filters => Filters::parse(filters)?,
+    };
+    let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
+    let unknown = unknown_keys(&filters, keys);
+    let mut listed = with_guests(env, records.into_iter().filter(|record| filters.matches(&record.keys)))?;
+    if let (Some(error), true) = (unknown, listed.is_empty()) {
+        return Err(error);
+    }
+    listed.sort_by(|a, b| order(&a.record).cmp(&order(&b.record)));
+    Ok(listed)
+}
+
+/// Records with the number of guests that were made of each.
+fn with_guests(env: Env<'_>, records: impl Iterator<Item = ImageRecord>) -> Result<Vec<Listed>> {
+    let guests = crate::guest::list(&env.settings.layout)?;
+    let made_of = |entry: &crate::guest::Entry, record: &ImageRecord| match entry {
+        crate::guest::Entry::Known(guest) => guest.origin.image.as_ref() == Some(&record.id),
+        crate::guest::Entry::Broken(..) => false,
+    };
+    let count = |record: &ImageRecord| guests.iter().filter(|entry| made_of(entry, record)).count();
+    Ok(records.map(|record| Listed { guests: count(&record), record }).collect())
+}
+
+/// Sort key: product upwards, version downwards.
+fn order(record: &ImageRecord) -> (&str, std::cmp::Reverse<&str>, &str) {
+    (record.key("product_name"), std::cmp::Reverse(record.key("version_name")), record.key("item_name"))
+}
+
+/// Filters with the host's architecture added, unless they speak of one.
+///
+/// # Errors
+/// [`crate::base::Kind::Usage`] for a filter that is none.
+pub fn with_default_arch(filters: &[String]) -> Result<Filters> {
+    let parsed = Filters::parse(filters)?;
+    if parsed.names("arch") {
+        return Ok(parsed);
+    }
+    let mut all = filters.to_vec();
+    all.push(format!("arch={}", Arch::host()));
+    Filters::parse(&all)
+}
+
+/// Says which keys of the filters none of the images has: most likely a slip
+/// of the pen. `None` when all are known.
+pub(super) fn unknown_keys<'a>(filters: &Filters, keys: impl Iterator<Item = &'a str>) -> Option<Error> {
+    let known: BTreeSet<&str> = keys.collect();
+    let unknown: Vec<String> =
+        filters.0.iter().map(|filter| filter.key()).filter(|key| !known.contains(key)).map(quoted).collect();
+    if known.is_empty() || unknown.is_empty() {
+        return None;
+    }
+    let known: Vec<&str> = known.into_iter().collect();
+    Some(
+        Error::usage(format!("no image has the key {}", unknown.join(" or ")))
+            .hint(format!("keys there are: {}", known.join(" "))),
+    )
+}
+
+/// The one image that a request means: by id, or the newest version of the
+/// one product that matches.
+///
+/// # Errors
+/// [`crate::base::Kind::NotFound`] when none matches, [`crate::base::Kind::Usage`] when several products do.
+pub fn resolve(pool: &Pool, filters: &[String]) -> Result<ImageRecord> {
+    if let [only] = filters
+        && let Ok(id) = only.parse::<ImageId>()
+    {
+        return pool.record(&id)?.ok_or_else(|| {
+            Error::not_found(format!("there is no image {id}")).hint("'virga images' shows the images in the pool")
+        });
+    }
+    let parsed = with_default_arch(filters)?;
+    let mut matching: Vec<ImageRecord> =
+        pool.records()?.into_iter().filter(|record| parsed.matches(&record.keys)).collect();
+    matching.sort_by(|a, b| order(a).cmp(&order(b)));
+    let kinds: BTreeSet<(&str, &str, &str)> = matching
+        .iter()
+        .map(|record| (record.source.as_str(), record.key("product_name"), record.key("item_name")))
+        .collect();
+    match kinds.len() {
+        0 => {
+            let records = pool.records()?;
+            let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
+            Err(unknown_keys(&parsed, keys).unwrap_or_else(|| no_match(filters)))
+        }
+        1 => Ok(matching.swap_remove(0)),
+        _ => Err(ambiguous(filters, &matching)),
+    }
+}
+
+fn no_match(filters: &[String]) -> Error {
+    let wanted = if filters.is_empty() { String::new() } else { format!(" that matches {}", filters.join(" ")) };
+    Error::not_found(format!("there is no image in the pool{wanted}"))
+        .hint(format!(
+            "fetch one: virga sync {}",
+            if filters.is_empty() { "release=noble".into() } else { filters.join(" ") }
+        ))
+        .hint("'virga images' shows the images in the pool")
+}
+
+fn ambiguous(filters: &[String], matching: &[ImageRecord]) -> Error {
+    let names: Vec<String> = matching
+        .iter()
+        .take(5)
+        .map(|record| format!("{} ({} {})", record.id, record.key("product_name"), record.key("version_name")))
+        .collect();
+    let more = if matching.len() > names.len() { ", …" } else { "" };
+    let given = if filters.is_empty() { "no filter was given".into() } else { filters.join(" ") };
+    Error::usage(format!("several images match ({given}): {}{more}", names.join(", ")))
+        .hint("add a filter such as release=noble, or give one image's id")
+}

@@ -1,0 +1,220 @@
+//! Publishing images as a signed stream: keys, the image's own facts, and the
+//! folder that any simplestreams client reads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::Env;
+use crate::base::name::quoted;
+use crate::base::{Arch, ByteSize, Error, Kind, Result, fs};
+use crate::disk;
+use crate::stream::filter::Filters;
+use crate::stream::key::{Fingerprint, Keyring, SigningKey};
+use crate::stream::publish::{self, Check, DEFAULT_CONTENT_ID, DEFAULT_FTYPE, Facts, Publisher, Report, Sign};
+use crate::stream::signed;
+
+/// A stream to make.
+#[derive(Clone, Debug)]
+pub struct InitRequest {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The secret key's file; made when absent.
+    pub key: PathBuf,
+    /// Whom a new key belongs to.
+    pub user_id: String,
+    /// The content id of its document.
+    pub content_id: Option<String>,
+}
+
+/// An image to add.
+#[derive(Clone, Debug)]
+pub struct AddRequest {
+    /// The stream's folder.
+    pub dir: PathBuf,
+    /// The image.
+    pub image: PathBuf,
+    /// What it is: `KEY=VALUE`. `content_id`, `product_name`, `version_name`
+    /// and `ftype` name its place, all else are attributes.
+    pub keys: Vec<String>,
+    /// The secret key's file.
+    pub key: PathBuf,
+}
+
+/// An image that was added.
+#[derive(Clone, Debug)]
+pub struct Added {
+    /// The product's name.
+    pub product: String,
+    /// The version's name.
+    pub version: String,
+    /// Bytes of its file.
+    pub size: u64,
+    /// `false` when it was there already.
+    pub new: bool,
+}
+
+/// Where a stream's own public keys lie.
+#[must_use]
+pub fn keyring_path(dir: &Path) -> PathBuf {
+    dir.join("keyring.gpg")
+}
+
+struct Keys {
+    signing: SigningKey,
+    trusted: Keyring,
+}
+
+impl Keys {
+    fn new(signing: SigningKey) -> Result<Self> {
+        let trusted = Keyring::from_bytes(&signing.public_binary()?)?;
+        Ok(Keys { signing, trusted })
+    }
+
+    fn load(file: &Path) -> Result<Self> {
+        Keys::new(SigningKey::from_file(file).map_err(|error| {
+            if error.kind() == Kind::NotFound {
+                return error.hint("'virga stream init DIR --key FILE' makes a key");
+            }
+            error
+        })?)
+    }
+}
+
+impl Sign for Keys {
+    fn inline(&self, document: &[u8]) -> Result<Vec<u8>> {
+        self.signing.sign_inline(document)
+    }
+
+    fn detached(&self, document: &[u8]) -> Result<Vec<u8>> {
+        self.signing.sign_detached(document)
+    }
+}
+
+struct Trusted<'a>(&'a Keyring);
+
+impl Check for Trusted<'_> {
+    fn inline(&self, message: &[u8]) -> Result<Vec<u8>> {
+        Ok(signed::verify_inline(message, self.0, Timestamp::now())?.payload)
+    }
+
+    fn detached(&self, document: &[u8], signature: &[u8]) -> Result<()> {
+        signed::verify_detached(document, signature, self.0, Timestamp::now()).map(|_| ())
+    }
+}
+
+fn with<T>(dir: &Path, keys: &Keys, act: impl FnOnce(Publisher<'_>) -> Result<T>) -> Result<T> {
+    let check = Trusted(&keys.trusted);
+    act(Publisher { dir, sign: Some(keys), check: Some(&check), now: Timestamp::now() })
+}
+
+/// Makes an empty signed stream, and a key where there is none. The public
+/// key goes to `keyring.gpg` in the folder. Repeatable.
+///
+/// # Errors
+/// [`Kind::Usage`] when the secret key would lie in the folder that is served.
+pub fn init(env: Env<'_>, request: &InitRequest) -> Result<Fingerprint> {
+    fs::create_dir(&request.dir)?;
+    refuse_key_within(&request.dir, &request.key)?;
+    if !request.key.exists() {
+        let key = SigningKey::generate(&request.user_id)?;
+        fs::write_atomic(&request.key, key.to_armored()?.as_bytes(), 0o600)?;
+        env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", request.key.display()));
+    }
+    let keys = Keys::load(&request.key)?;
+    with(&request.dir, &keys, |publisher| publisher.init(request.content_id.as_deref().unwrap_or(DEFAULT_CONTENT_ID)))?;
+    let keyring = keyring_path(&request.dir);
+    fs::write_atomic(&keyring, &keys.signing.public_binary()?, 0o644)?;
+    env.reporter.note(&format!("clients need '{}': virga sync --keyring", keyring.display()));
+    Ok(keys.signing.fingerprint())
+}
+
+fn refuse_key_within(dir: &Path, key: &Path) -> Result<()> {
+    let folder = fs::folder_of(key);
+    let (Ok(dir), Ok(folder)) = (dir.canonicalize(), folder.canonicalize()) else { return Ok(()) };
+    if folder.starts_with(&dir) {
+        return Err(
+            Error::usage("the secret key would lie in the folder that is served").hint("give a --key outside of it")
+        );
+    }
+    Ok(())
+}
+
+/// Adds an image. Its format and sizes are read from it; a hostile one is refused.
+///
+/// # Errors
+/// [`Kind::Refused`] for a hostile image, [`Kind::Usage`] for keys that make
+/// no sense, [`Kind::Exists`] when the version has other content.
+pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
+    let facts = disk::inspect(&request.image, None)?;
+    let keys = Keys::load(&request.key)?;
+    let mut attributes = attributes(&request.keys)?;
+    let mut place = |key: &str| attributes.remove(key);
+    let (content_id, product) = (place("content_id"), place("product_name"));
+    let (version, ftype) = (place("version_name"), place("ftype"));
+    attributes.entry("arch".into()).or_insert_with(|| Arch::host().to_string());
+    let added = with(&request.dir, &keys, |publisher| {
+        publisher.add(&publish::AddRequest {
+            file: request.image.clone(),
+            content_id,
+            product,
+            version,
+            ftype: ftype.unwrap_or_else(|| DEFAULT_FTYPE.into()),
+            attributes,
+            facts: Some(Facts { format: facts.format, virtual_size: ByteSize(facts.virtual_size) }),
+        })
+    })?;
+    if !added.new {
+        env.reporter.note("the stream has this very image already");
+    }
+    Ok(Added {
+        product: added.item.product().to_owned(),
+        version: added.item.version().to_owned(),
+        size: added.item.size.unwrap_or_default(),
+        new: added.new,
+    })
+}
+
+fn attributes(keys: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut attributes = BTreeMap::new();
+    for text in keys {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
+            Error::usage(format!("{} is not KEY=VALUE", quoted(text))).hint("as in os=debian release=bookworm")
+        })?;
+        if attributes.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(Error::usage(format!("{} is given twice", quoted(key))));
+        }
+    }
+    Ok(attributes)
+}
+
+/// Removes the images that pass the filters. Returns a line for each.
+///
+/// # Errors
+/// [`Kind::NotFound`] when none does.
+pub fn remove(dir: &Path, key: &Path, filters: &[String]) -> Result<Vec<String>> {
+    let (keys, filters) = (Keys::load(key)?, Filters::parse(filters)?);
+    let removed = with(dir, &keys, |publisher| publisher.remove(&filters))?;
+    if removed.is_empty() {
+        return Err(Error::not_found("the stream has no image that matches"));
+    }
+    Ok(removed.iter().map(|item| format!("{} {} {}", item.product(), item.version(), item.name())).collect())
+}
+
+/// Checks a stream's signatures and every file.
+///
+/// # Errors
+/// [`Kind::Refused`] when anything is wrong; all of it is told as warnings first.
+pub fn verify(env: Env<'_>, dir: &Path, keyring: Option<&Path>) -> Result<Report> {
+    let keyring = Keyring::from_file(&keyring.map_or_else(|| keyring_path(dir), Path::to_owned))?;
+    let check = Trusted(&keyring);
+    let report = Publisher { dir, sign: None, check: Some(&check), now: Timestamp::now() }.verify()?;
+    for problem in &report.problems {
+        env.reporter.warn(problem);
+    }
+    if report.problems.is_empty() {
+        return Ok(report);
+    }
+    Err(Error::refused(format!("the stream in '{}' has {} faults", dir.display(), report.problems.len())))
+}
