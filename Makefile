@@ -1,0 +1,48 @@
+# What a developer types. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr
+DESTDIR ?=
+SOURCE ?= local
+CARGO ?= cargo
+# The directory that cargo builds in; asked of cargo only where it is needed.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help deps build demo check test test-drivers bench install clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install what building, running and testing need (asks for sudo)
+	@packaging/install-deps
+
+build: ## build the release binary
+	$(CARGO) build --release --locked
+
+demo: deps build ## watch the main job, from a signed stream to a guest and back (SOURCE=ubuntu: from the real mirror)
+	@examples/demo.sh "$(TARGET)/release/virga" "$(SOURCE)"
+
+check: ## formatting, lints, architecture, documentation
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) test --locked --test architecture --quiet
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
+
+test: ## every test, real boots included
+	@tests/image/build >/dev/null
+	$(CARGO) test --locked --lib --tests
+
+test-drivers: ## only the tests that boot guests
+	@tests/image/build >/dev/null
+	$(CARGO) test --locked --test boot
+
+bench: build ## speed against named tools, as a table
+	$(CARGO) bench --locked
+
+install: build ## install below DESTDIR (PREFIX is /usr)
+	packaging/install-files "$(TARGET)/release/virga" "$(DESTDIR)$(PREFIX)"
+
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,107 @@
+//! The house as code: imports only go down, parts are strangers, files are short.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PARTS: [&str; 8] = ["stream", "fetch", "pool", "disk", "seed", "guest", "ssh", "driver"];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    sources(&root.join("src"), &mut found);
+    found
+        .into_iter()
+        .map(|path| (path.strip_prefix(root).unwrap().display().to_string(), fs::read_to_string(&path).unwrap()))
+        .collect()
+}
+
+/// The top-level modules that a file names with `crate::`.
+fn imports(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.match_indices("crate::").map(move |(at, found)| &line[at + found.len()..]))
+        .flat_map(|rest| match rest.strip_prefix('{') {
+            Some(list) => list.split(',').map(|one| one.trim().trim_end_matches("};")).collect(),
+            None => vec![rest],
+        })
+        .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(""))
+        .filter(|name| !name.is_empty() && *name != "self")
+        .collect()
+}
+
+fn allowed(room: &str) -> Vec<&str> {
+    let mut rooms = vec!["base"];
+    match room {
+        "base" => {}
+        // Settings are plain values: as low as base, but they read the environment.
+        "config" => {}
+        "cli" => rooms.extend(["cli", "ops", "config", "driver"]),
+        "ops" => {
+            rooms.extend(["ops", "config"]);
+            rooms.extend(PARTS);
+        }
+        part => rooms.push(part),
+    }
+    rooms
+}
+
+#[test]
+fn imports_only_go_down() {
+    let mut wrong = Vec::new();
+    for (path, text) in all() {
+        let Some(room) = path.strip_prefix("src/").and_then(|rest| rest.split(['/', '.']).next()) else { continue };
+        if matches!(room, "main" | "lib") {
+            continue;
+        }
+        let rooms = allowed(room);
+        for import in imports(&text) {
+            if !rooms.contains(&import) {
+                wrong.push(format!("{path} imports crate::{import}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "imports that go up or sideways:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_test_above_can_fail() {
+    assert_eq!(imports("use crate::ops::Env;\nuse crate::{base, pool::Pool};"), ["ops", "base", "pool"]);
+    assert!(!allowed("seed").contains(&"disk"));
+    assert!(!allowed("base").contains(&"guest"));
+}
+
+#[test]
+fn operations_know_no_driver_by_name() {
+    for (path, text) in all().into_iter().filter(|(path, _)| path.starts_with("src/ops/")) {
+        for line in text.lines() {
+            assert!(!line.contains("match") || !line.contains("DriverKind"), "{path}: {line}");
+        }
+    }
+}
+
+#[test]
+fn files_stay_short() {
+    for (path, text) in all() {
+        assert!(text.lines().count() <= 600, "{path} has {} lines: split it by responsibility", text.lines().count());
+    }
+}
+
+#[test]
+fn only_the_probe_is_unsafe() {
+    for (path, text) in all() {
+        let uses =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains("unsafe "));
+        assert!(!uses || path == "src/driver/qemu/kvm.rs", "{path} holds unsafe code");
+    }
+}

@@ -1,0 +1,268 @@
+//! Real guests: a real Debian image under emulation, entered over real SSH.
+//! A boot takes about half a minute, so few guests are booted and much is
+//! checked in each.
+
+#![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use support::{Home, Mirror, names, os_release, run, sha256, text, wait_for, write};
+
+/// The Debian image, made by `tests/image/build` (cached; `make test` makes it first).
+fn image() -> &'static PathBuf {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image/build");
+        PathBuf::from(run(script, [] as [&str; 0]).trim())
+    })
+}
+
+/// Emulated always: the same on every machine, and KVM may be there without working.
+const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"];
+
+fn in_guest(home: &Home, name: &str, command: &str) -> String {
+    home.ok(["ssh", name, "--", command])
+}
+
+/// A signed stream → sync → create → wait → ssh → stop → start → destroy.
+#[test]
+fn from_a_signed_stream_to_a_guest_and_back() {
+    let home = Home::with_key();
+    let (os, release) = (os_release("ID"), os_release("VERSION_CODENAME"));
+    let filter = format!("release={release}");
+    let mirror = Mirror::with_image(&home, image(), &[&format!("os={os}"), &filter, "version=0"]);
+    home.ok(mirror.sync_args());
+    let blobs = home.state().join("pool/blobs/sha256");
+    let blob = blobs.join(&names(&blobs)[0]);
+
+    write(
+        &home.path("user-data"),
+        "#cloud-config\nwrite_files:\n- path: /etc/from-user-data\n  content: \"it's: here\\n\"\n  permissions: '0640'\n",
+    );
+    write(&home.path("once.sh"), "#!/bin/sh\necho once >>/var/lib/from-script\n");
+    let (user_data, once) = (home.path("user-data"), home.path("once.sh"));
+    let free = free_port();
+    let port = format!("{free}:8080");
+    let extra = [
+        "--disk",
+        "6G",
+        "--ephemeral-disk",
+        "1G",
+        "--port",
+        &port,
+        "--user-data",
+        user_data.to_str().unwrap(),
+        "--run-script-once",
+        once.to_str().unwrap(),
+    ];
+    home.ok(["create", "web", &filter].into_iter().chain(SMALL).chain(extra));
+    // The second guest of the same image boots beside it.
+    home.ok(["create", "two", &filter].into_iter().chain(SMALL));
+    assert_eq!(home.json(["list"]).as_array().unwrap().len(), 2);
+    home.ok(["wait", "web", "--timeout", "5m"]);
+    home.ok(["wait", "two", "--timeout", "5m"]);
+
+    identity_and_first_boot(&home, free);
+    seed_is_valid_to_cloud_init(&home);
+    host_key_is_pinned(&home);
+    ssh_keeps_stdin_and_exit_code(&home);
+
+    let before = in_guest(&home, "web", "cat /proc/sys/kernel/random/boot_id");
+    home.ok(["stop", "web"]);
+    assert_eq!(state(&home, "web"), "stopped");
+    assert_eq!(state(&home, "two"), "running");
+    home.fails(1, ["wait", "web", "--timeout", "30s"]);
+    home.ok(["start", "web"]);
+    home.ok(["start", "web"]);
+    home.ok(["wait", "web", "--timeout", "5m"]);
+    assert_ne!(in_guest(&home, "web", "cat /proc/sys/kernel/random/boot_id"), before);
+    assert_eq!(in_guest(&home, "web", "cat /var/lib/from-script"), "once\n", "a script runs once, not once a boot");
+
+    home.ok(["destroy", "web", "two"]);
+    drop(mirror);
+    home.assert_nothing_left();
+    assert!(std::net::TcpListener::bind(("127.0.0.1", free)).is_ok(), "the forwarded port is still taken");
+    assert_eq!(blob.file_name().unwrap().to_str().unwrap(), sha256(&blob), "guests changed the image");
+}
+
+fn state(home: &Home, name: &str) -> String {
+    let listed = home.json(["list"]);
+    let guest = listed.as_array().unwrap().iter().find(|guest| guest["name"] == name).unwrap().clone();
+    guest["state"].as_str().unwrap().to_owned()
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn identity_and_first_boot(home: &Home, port: u16) {
+    let web = in_guest(home, "web", "hostname; id -un; sudo cat /etc/from-user-data; cat /var/lib/from-script");
+    assert_eq!(web, format!("web\n{}\nit's: here\nonce\n", os_release("ID")));
+    assert_eq!(in_guest(home, "two", "hostname"), "two\n");
+    let size = in_guest(home, "web", "df --output=size -BM / | tail -1");
+    let mib: u64 = size.trim().trim_end_matches('M').parse().unwrap();
+    assert!((5400..6144).contains(&mib), "the root file system did not grow: {size}");
+    let disks = in_guest(home, "web", "lsblk -bdno SIZE,RO");
+    assert!(disks.lines().any(|line| line.trim().starts_with("1073741824")), "no ephemeral disk: {disks}");
+    assert!(disks.lines().any(|line| line.trim().ends_with('1')), "the seed is not read-only: {disks}");
+    let one = in_guest(home, "web", "cat /etc/machine-id; sudo cat /etc/ssh/ssh_host_ed25519_key.pub");
+    let two = in_guest(home, "two", "cat /etc/machine-id; sudo cat /etc/ssh/ssh_host_ed25519_key.pub");
+    assert!(one.lines().zip(two.lines()).all(|(a, b)| a != b), "two guests share an identity");
+    let known = std::fs::read_to_string(home.state().join("guests/web/known_hosts")).unwrap();
+    assert!(
+        known.contains(one.lines().nth(1).unwrap().split(' ').nth(1).unwrap()),
+        "the injected host key is not in use"
+    );
+
+    // The forward: something in the guest answers on the host's loopback, and only there.
+    in_guest(home, "web", "nohup python3 -m http.server 8080 --directory /etc >/dev/null 2>&1 &");
+    let mut page = String::new();
+    wait_for("the forwarded port", Duration::from_secs(30), || {
+        let output =
+            std::process::Command::new("curl").args(["-s", &format!("http://127.0.0.1:{port}/hostname")]).output();
+        page = text(&output.unwrap().stdout);
+        page == "web\n"
+    });
+    let listening = run("ss", ["-Hltn", "sport", "=", &format!(":{port}")]);
+    let local = listening.split_whitespace().nth(3).unwrap();
+    assert!(local.starts_with("127.0.0.1:"), "the port is open to others: {listening}");
+}
+
+/// cloud-init's own verdict on what we wrote, in the guest that read it.
+fn seed_is_valid_to_cloud_init(home: &Home) {
+    let verdict = in_guest(home, "web", "sudo cloud-init schema --system 2>&1");
+    assert!(verdict.contains("Valid") && !verdict.to_lowercase().contains("invalid"), "{verdict}");
+    let seed = home.state().join("guests/web/seed.img");
+    let there = home.path("there");
+    let log = ["-osirrox", "on", "-indev", seed.to_str().unwrap(), "-extract", "/meta-data", there.to_str().unwrap()];
+    run("xorriso", log);
+    assert!(std::fs::read_to_string(&there).unwrap().contains("instance-id"));
+}
+
+fn host_key_is_pinned(home: &Home) {
+    let known = home.state().join("guests/web/known_hosts");
+    let right = std::fs::read(&known).unwrap();
+    let wrong = std::fs::read(home.state().join("guests/two/known_hosts")).unwrap();
+    // The other guest's keys under this guest's alias: what a man in the middle would show.
+    let alias = text(&right).split(' ').next().unwrap().to_owned();
+    let swapped: String =
+        text(&wrong).lines().map(|line| format!("{alias} {}\n", line.split_once(' ').unwrap().1)).collect();
+    std::fs::write(&known, swapped).unwrap();
+    let output = home.output(["ssh", "web", "--", "true"]);
+    assert_eq!(output.status.code(), Some(255), "{}", text(&output.stderr));
+    let error = home.fails(5, ["wait", "web", "--timeout", "1m"]);
+    assert!(error.contains("host key"), "{error}");
+    std::fs::write(&known, right).unwrap();
+    home.ok(["ssh", "web", "--", "true"]);
+}
+
+fn ssh_keeps_stdin_and_exit_code(home: &Home) {
+    use std::io::Write as _;
+    assert_eq!(home.output(["ssh", "web", "--", "exit 42"]).status.code(), Some(42));
+    let mut child =
+        home.virga(["ssh", "web", "--", "sha256sum"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let bytes: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+    write_file(&home.path("sent"), &bytes);
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(&bytes).unwrap();
+    drop(pipe);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(text(&output.stdout).split(' ').next().unwrap(), sha256(&home.path("sent")));
+    // With a terminal on our side the guest's side has one too.
+    let command = format!("{} ssh --tty web -- tty", support::VIRGA);
+    let mut script = std::process::Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]);
+    let virga = home.virga([] as [&str; 0]);
+    script.env_clear().envs(virga.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let shown = text(&script.output().unwrap().stdout);
+    assert!(shown.contains("/dev/pts/"), "{shown}");
+}
+
+fn write_file(path: &std::path::Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// What happens when a guest does not come up, or goes down: the end of the
+/// wait, its reason, and what is left.
+#[test]
+fn a_failing_guest_is_explained() {
+    let home = Home::with_key();
+    let image = image().to_str().unwrap();
+    write(&home.path("bad.sh"), "#!/bin/sh\necho this goes wrong >&2\nexit 3\n");
+    let bad = home.path("bad.sh");
+    home.ok(["create", "sad", "--image", image, "--run-script-once", bad.to_str().unwrap()].into_iter().chain(SMALL));
+
+    // Too short a deadline: the stage, the console's words and a hint, and the guest stays.
+    let began = Instant::now();
+    let error = home.fails(4, ["wait", "sad", "--timeout", "3s"]);
+    assert!(began.elapsed() < Duration::from_secs(6), "the deadline is one for all stages");
+    assert!(error.contains("hint: "), "{error}");
+    assert_eq!(state(&home, "sad"), "running");
+
+    // cloud-init's failure is told apart from a guest that does not answer.
+    let error = home.fails(1, ["wait", "sad", "--timeout", "5m"]);
+    assert!(error.contains("bad.sh") || error.contains("scripts"), "the failing module is not named: {error}");
+    home.ok(["wait", "sad", "--for", "ssh", "--timeout", "1m"]);
+    let console = home.ok(["console", "sad"]);
+    assert!(console.contains("login:") || console.contains("cloud-init"), "{console}");
+
+    // A guest that dies ends a wait at once.
+    home.ok(["restart", "--force", "sad"]);
+    let mut waiting = home.virga(["wait", "sad", "--timeout", "5m"]).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let qemu = home.processes().into_iter().find(|line| line.contains("qemu-system")).unwrap();
+    run("kill", ["-KILL", qemu.split(':').next().unwrap()]);
+    let began = Instant::now();
+    wait_for("the end of the wait", Duration::from_secs(5), || waiting.try_wait().unwrap().is_some());
+    assert!(began.elapsed() < Duration::from_secs(2));
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(state(&home, "sad"), "died", "it was not shut down");
+    home.ok(["destroy", "sad"]);
+    home.assert_nothing_left();
+}
+
+/// Nobody's key is there: virga makes its own, says so, and gets in with it.
+/// The user's own user-data names another user and keeps working.
+#[test]
+fn a_user_without_keys_gets_in() {
+    let home = Home::new();
+    let image = image().to_str().unwrap();
+    write(&home.path("ud"), "#cloud-config\nhostname: elsewhere\nruncmd:\n- [touch, /ran]\n");
+    let ud = home.path("ud");
+    let args = ["create", "solo", "--image", image, "--user-data", ud.to_str().unwrap(), "--wait", "--timeout", "5m"];
+    let output = home.output(args.into_iter().chain(SMALL));
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("key"), "it does not say that it made a key: {stderr}");
+    assert_eq!(in_guest(&home, "solo", "hostname; ls /ran"), "elsewhere\n/ran\n");
+    home.ok(["destroy", "solo"]);
+    home.assert_nothing_left();
+}
+
+/// Ctrl-C takes back what `create` made, at whatever point it comes.
+#[test]
+fn ctrl_c_takes_a_create_back() {
+    let home = Home::with_key();
+    let image = image().to_str().unwrap();
+    home.ok(["create", "first", "--no-start", "--image", image]);
+    for millis in [5, 20, 60, 150, 400, 1500] {
+        let args = ["create", "gone", "--image", image, "--wait", "--timeout", "5m"];
+        let mut child = home.virga(args.into_iter().chain(SMALL)).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(millis));
+        run("kill", ["-INT", &child.id().to_string()]);
+        wait_for("the end of create", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        // Before its handlers stand, the signal simply ends it.
+        assert!(matches!(output.status.code(), Some(130) | None), "{}", text(&output.stderr));
+        assert_eq!(names(&home.state().join("guests")), ["first"], "after {millis} ms");
+        assert!(!home.processes().iter().any(|line| line.contains("qemu-system")), "after {millis} ms");
+    }
+    home.ok(["destroy", "first"]);
+    home.assert_nothing_left();
+}
