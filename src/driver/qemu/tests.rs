@@ -240,14 +240,14 @@ fn a_killed_guest_is_seen_dead_and_starts_again() {
     rig.up(&plan);
     let process = Process::of(&plan).unwrap().unwrap();
     process.end(Duration::ZERO).unwrap();
-    assert_eq!(rig.driver.status(&plan).unwrap(), Status::Stopped);
+    assert!(!rig.driver.status(&plan).unwrap().is_alive());
     rig.up(&plan);
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
     // SIGKILL leaves sockets and pid file; they are in nobody's way.
     for pid in rig.running() {
         Cmd::new("kill").args(["-9", &pid.to_string()]).run().unwrap();
     }
-    eventually("its death", || rig.driver.status(&plan).unwrap() == Status::Stopped);
+    eventually("its death", || !rig.driver.status(&plan).unwrap().is_alive());
     assert!(RuntimeFiles::new(&plan.runtime).qmp().exists());
     rig.up(&plan);
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
@@ -278,7 +278,7 @@ fn a_stale_pid_file_harms_nobody() {
     let pid_file = RuntimeFiles::new(&plan.runtime).pid();
     for content in [sleep.0.pid().to_string(), std::process::id().to_string(), "1".into(), "-1".into(), "x".into()] {
         fs::write_atomic(&pid_file, content.as_bytes(), 0o600).unwrap();
-        assert_eq!(rig.driver.status(&plan).unwrap(), Status::Stopped, "{content}");
+        assert_eq!(rig.driver.status(&plan).unwrap(), Status::Died, "{content}");
         rig.driver.stop(&plan, Stop::Force).unwrap();
     }
     // A guest whose pid file names another process is still found, by its arguments.
