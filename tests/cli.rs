@@ -203,6 +203,23 @@ fn another_key_is_refused_and_no_keyring_is_explained() {
 }
 
 #[test]
+fn a_missing_keyring_names_the_package_that_has_it() {
+    let home = Home::new();
+    let streams = home.path("home/.config/virga/streams");
+    std::fs::create_dir_all(&streams).unwrap();
+    write(
+        &streams.join("team.toml"),
+        "url = \"http://127.0.0.1:1/\"\nkeyring = \"/nonexistent/k.gpg\"\npackage = \"team-keyring\"\n",
+    );
+    let error = home.fails(5, ["sync", "--source", "team"]);
+    assert!(error.contains("/nonexistent/k.gpg") && error.contains("'team-keyring'"), "{error}");
+    assert!(home.ok(["sync", "--list-sources"]).contains("team"));
+    write(&streams.join("team.toml"), "url = \"http://127.0.0.1:1/\"\nkeyrings = \"x\"\n");
+    let error = home.fails(2, ["sync", "--source", "team"]);
+    assert!(error.contains("team.toml") && error.contains("keyrings"), "{error}");
+}
+
+#[test]
 fn hostile_images_are_refused_on_the_way_in() {
     let home = Home::new();
     let (secret, base) = (home.path("secret.qcow2"), home.path("evil.qcow2"));

@@ -247,7 +247,7 @@ fn a_killed_guest_is_seen_dead_and_starts_again() {
     for pid in rig.running() {
         Cmd::new("kill").args(["-9", &pid.to_string()]).run().unwrap();
     }
-    eventually("its death", || !rig.driver.status(&plan).unwrap().is_alive());
+    eventually("its death", || rig.driver.status(&plan).unwrap() == Status::Died);
     assert!(RuntimeFiles::new(&plan.runtime).qmp().exists());
     rig.up(&plan);
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
