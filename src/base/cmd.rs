@@ -73,13 +73,6 @@ impl Cmd {
         self
     }
 
-    /// Runs it in a process group of its own, so that Ctrl-C at the terminal does not reach it.
-    #[must_use]
-    pub fn own_group(mut self) -> Self {
-        self.command.process_group(0);
-        self
-    }
-
     /// Runs to the end and collects the output, whatever the exit status.
     ///
     /// # Errors

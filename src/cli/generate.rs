@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use super::term;
 use crate::base::{Context as _, Result, fs};
-use crate::config::Settings;
 
 /// `virga completions`
 #[derive(clap::Args, Debug)]
@@ -36,7 +35,7 @@ pub fn completions(args: CompletionArgs, command: &mut clap::Command) -> Result<
 ///
 /// # Errors
 /// When a page cannot be written.
-pub fn man(args: &ManArgs, command: clap::Command, _: &Settings) -> Result<ExitCode> {
+pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
     fs::create_dir(&args.folder)?;
     let mut pages = vec![command];
     while let Some(page) = pages.pop() {

@@ -26,7 +26,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::base::{Result, interrupt, state};
-use crate::config::{self, Settings};
+use crate::config;
 use crate::ops::Env;
 
 /// Keeps cloud images in sync, verified, and makes machines of them.
@@ -104,7 +104,7 @@ pub fn run() -> ExitCode {
     let terminal = term::Terminal::new(cli.quiet);
     let outcome = interrupt::install().and_then(|()| config::load()).and_then(|settings| {
         let env = Env { settings: &settings, reporter: &terminal };
-        dispatch(env, cli.command, &settings)
+        dispatch(env, cli.command)
     });
     match outcome {
         Ok(code) if term::data_was_lost() => {
@@ -119,11 +119,11 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(env: Env<'_>, command: Command, settings: &Settings) -> Result<ExitCode> {
+fn dispatch(env: Env<'_>, command: Command) -> Result<ExitCode> {
     let stateless =
         matches!(command, Command::Doctor(_) | Command::Stream(_) | Command::Completions(_) | Command::Man(_));
     if !stateless {
-        state::check(&settings.layout)?;
+        state::check(&env.settings.layout)?;
     }
     match command {
         Command::Sync(args) => sync::run(env, args),
@@ -142,7 +142,7 @@ fn dispatch(env: Env<'_>, command: Command, settings: &Settings) -> Result<ExitC
         Command::Doctor(args) => doctor::run(env, args),
         Command::Stream(args) => stream::run(env, args),
         Command::Completions(args) => generate::completions(args, &mut Cli::command()),
-        Command::Man(args) => generate::man(&args, Cli::command(), settings),
+        Command::Man(args) => generate::man(&args, Cli::command()),
     }
 }
 

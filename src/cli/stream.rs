@@ -103,7 +103,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
             }
         }
         Command::Verify { dir, keyring } => {
-            let verified = publish::verify(env, &dir, keyring.as_deref())?;
+            let verified = publish::verify(&dir, keyring.as_deref())?;
             term::data(&format!("{} items, {}\n", verified.items, ByteSize(verified.bytes)));
         }
         Command::Serve { dir, bind, port, port_file } => {

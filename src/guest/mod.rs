@@ -147,7 +147,9 @@ pub fn reserve(layout: &Layout, record: Record) -> Result<Held> {
     }
 }
 
-fn taken(layout: &Layout, name: &GuestName) -> Error {
+/// Why a name cannot be had: a whole guest has it, or a half-made one.
+#[must_use]
+pub fn taken(layout: &Layout, name: &GuestName) -> Error {
     let exists = Error::new(Kind::Exists, format!("there is already a guest '{name}'"));
     match load(layout, name) {
         Ok(Some(record)) if record.phase == Phase::Ready => {

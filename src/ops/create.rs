@@ -87,9 +87,7 @@ pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Record> {
     let layout = &env.settings.layout;
     if guest::exists(layout, &request.name) {
         // Before an image file is copied for nothing; `reserve` decides for good.
-        guest::get(layout, &request.name)?;
-        return Err(Error::new(Kind::Exists, format!("there is already a guest '{}'", request.name))
-            .hint(format!("choose another name, or remove it: virga destroy {}", request.name)));
+        return Err(guest::taken(layout, &request.name));
     }
     let size = MachineSize::of(env, request)?;
     let material = Material::read(env, request)?;

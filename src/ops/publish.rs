@@ -205,16 +205,9 @@ pub fn remove(dir: &Path, key: &Path, filters: &[String]) -> Result<Vec<String>>
 /// Checks a stream's signatures and every file.
 ///
 /// # Errors
-/// [`Kind::Refused`] when anything is wrong; all of it is told as warnings first.
-pub fn verify(env: Env<'_>, dir: &Path, keyring: Option<&Path>) -> Result<Report> {
+/// [`Kind::Refused`] when anything is wrong, with all of it as the cause.
+pub fn verify(dir: &Path, keyring: Option<&Path>) -> Result<Report> {
     let keyring = Keyring::from_file(&keyring.map_or_else(|| keyring_path(dir), Path::to_owned))?;
     let check = Trusted(&keyring);
-    let report = Publisher { dir, sign: None, check: Some(&check), now: Timestamp::now() }.verify()?;
-    for problem in &report.problems {
-        env.reporter.warn(problem);
-    }
-    if report.problems.is_empty() {
-        return Ok(report);
-    }
-    Err(Error::refused(format!("the stream in '{}' has {} faults", dir.display(), report.problems.len())))
+    Publisher { dir, sign: None, check: Some(&check), now: Timestamp::now() }.verify()?.into_result()
 }

@@ -209,7 +209,7 @@ struct Run<'a> {
     source: &'a Source,
     trust: Trust,
     allow_older: bool,
-    /// Keys that images of this source have, to tell a slip of the pen from a filter that nothing matches.
+    /// Keys of the images in documents where none matched, to tell a slip of the pen from a filter that nothing matches.
     seen: Mutex<BTreeSet<String>>,
 }
 
@@ -295,13 +295,17 @@ impl Run<'_> {
         let what = format!("'{}'", self.source.url_of(&entry.path));
         let products = parse_products(&bytes, Some(&entry.content_id), &what)?;
         let signer = signer.map(|signer| signer.fingerprint.to_string());
-        if let Some(Ok(any)) = products.select(&self.source.filters, Some(1)).next()
+        let items = products.select(filters, Some(max));
+        let wanted: Vec<Wanted> = items
+            .filter_map(|item| Wanted::of(&self.source.name, item, signer.clone()).transpose())
+            .collect::<Result<_>>()?;
+        if wanted.is_empty()
             && let Ok(mut seen) = self.seen.lock()
         {
-            seen.extend(any.keys.into_keys());
+            let offered = products.select(&self.source.filters, None).filter_map(Result::ok);
+            seen.extend(offered.flat_map(|item| item.keys.into_keys()));
         }
-        let items = products.select(filters, Some(max));
-        items.filter_map(|item| Wanted::of(&self.source.name, item, signer.clone()).transpose()).collect()
+        Ok(wanted)
     }
 
     fn look(&self, wanted: &[Wanted]) -> Result<Vec<SyncedImage>> {
