@@ -357,7 +357,8 @@ fn prune_frees_only_what_nothing_needs() {
     home.ok(mirror.sync_args());
     home.ok(["create", "g", "release=bookworm", "--no-start"]);
     let image = home.json(["images"])[0]["id"].as_str().unwrap().to_owned();
-    std::fs::remove_file(home.state().join(format!("pool/images/{image}.json"))).unwrap();
+    let output = home.output(["images", "rm", &image]);
+    assert!(text(&output.stderr).contains("stays while guests stand on it"), "{}", text(&output.stderr));
     home.ok(["prune"]);
     assert_eq!(blobs(&home).len(), 1, "a guest stands on it");
     home.ok(["destroy", "g"]);
@@ -365,6 +366,7 @@ fn prune_frees_only_what_nothing_needs() {
     assert_eq!(blobs(&home).len(), 1, "a dry run removes nothing");
     home.ok(["prune"]);
     assert!(blobs(&home).is_empty());
+    home.fails(3, ["images", "rm", &image]);
 }
 
 #[test]
