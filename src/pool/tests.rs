@@ -181,7 +181,7 @@ fn a_rotten_blob_is_out_of_the_way() {
     let digest = adopt(&pool, b"image");
     let path = pool.blob_path(&digest);
     fs::set_mode(&path, 0o644).unwrap();
-    std::fs::write(&path, b"rotten").unwrap();
+    fs::write_atomic(&path, b"rotten", 0o444).unwrap();
     assert!(!pool.verify_blob(&digest, &Silent).unwrap());
     let aside = pool.quarantine(&digest).unwrap();
     assert!(!pool.has_blob(&digest) && aside.is_file());
