@@ -249,7 +249,7 @@ fn bad_requests_get_one_clear_error() {
     for name in ["a/b", "a'b", "a\"b", "a\nb", "A", "-a", "", "..", &long] {
         home.fails(2, ["create", "--no-start", "--image", i, "--", name]);
     }
-    let error = home.fails(2, ["images", "nonsense"]);
+    let error = home.fails(2, ["images", "non sense"]);
     assert!(error.contains("filter"), "{error}");
     home.fails(2, ["create", "g", "--image", i, "--no-start", "--disk", "1G"]);
     home.fails(2, ["create", "g", "--image", i, "--no-start", "--memory", "1X"]);

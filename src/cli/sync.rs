@@ -94,7 +94,7 @@ fn lines(env: Env<'_>, report: &SyncReport, dry_run: bool) {
 fn sources(env: Env<'_>) -> Result<ExitCode> {
     let sources = sync::sources(env)?;
     let rows = sources.iter().map(|source| {
-        let trust = if source.signed { "signed" } else { "UNSIGNED" };
+        let trust = if source.is_signed() { "signed" } else { "UNSIGNED" };
         vec![source.name.clone(), trust.to_owned(), source.url.to_string(), source.description.clone()]
     });
     render::table(&["NAME", "TRUST", "URL", "DESCRIPTION"], rows.collect());

@@ -2,6 +2,7 @@
 //! syncs, mirrors or asks what there is begins here.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::Url;
@@ -16,7 +17,7 @@ use crate::stream::index::{IndexEntry, Trail, parse_index};
 use crate::stream::key::Keyring;
 use crate::stream::product::{Item, parse_products};
 use crate::stream::signed::{self, Signer};
-use crate::stream::source::Source;
+use crate::stream::source::{Signing, Source};
 
 /// Most bytes of one metadata file. Ubuntu's largest has 3 MB.
 const METADATA_LIMIT: u64 = 256 << 20;
@@ -45,8 +46,16 @@ impl Trust {
     /// # Errors
     /// [`Kind::Refused`] when the source must be signed and its keys are not there.
     pub(super) fn of(env: Env<'_>, source: &Source) -> Result<Self> {
-        if source.signed {
-            return Ok(Trust::Keys(Box::new(keyring_of(source)?)));
+        match source.signing {
+            Signing::Required => return Ok(Trust::Keys(Box::new(keyring_of(source)?))),
+            Signing::Waived => {}
+            Signing::Absent => {
+                return Err(Error::refused(format!(
+                    "nobody signs '{}': only the connection vouches for it",
+                    source.name
+                ))
+                .hint(source.unsigned_hint()));
+            }
         }
         env.reporter.warn(&format!(
             "'{}' is taken unsigned: whoever is on the way to {} can replace its images",
@@ -239,9 +248,8 @@ impl Reader<'_> {
     pub(super) async fn read(&self, filters: &Filters, network: Network) -> Result<Catalog> {
         let known = self.pool.generation(&self.source.name)?;
         let mut first: Option<Error> = None;
-        let roots = [self.source.url.as_str()];
         if network != Network::Offline {
-            for root in roots {
+            for root in self.source.roots() {
                 match self.walk(From { root, network, known: &known }, filters).await {
                     Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Usage) => return Err(error),
                     Err(error) => {
@@ -314,6 +322,7 @@ impl Reader<'_> {
         if from.network != Network::Offline {
             file.kept.updated = self.refuse_older(&text, &file, from.known, &what)?;
         }
+        self.refuse_stale(signer.as_ref(), file.kept.updated, &what)?;
         Ok(Document { file, signature, text, signer })
     }
 
@@ -397,6 +406,22 @@ impl Reader<'_> {
         let Some(bytes) = copy(path.as_str()) else { return false };
         let beside = if signed::is_inline(&bytes) { None } else { copy(&format!("{path}.gpg")) };
         self.check(&bytes, beside.as_deref(), "the copy").is_ok()
+    }
+
+    /// Refuses what is older than the source's own rule allows.
+    fn refuse_stale(&self, signer: Option<&Signer>, updated: Option<Timestamp>, what: &str) -> Result<()> {
+        let Some(limit) = self.source.max_age.filter(|_| !self.allow_older) else { return Ok(()) };
+        let rule = format!("the source '{}' says max-age = {}", self.source.name, humantime::format_duration(limit));
+        let Some(written) = signer.map(|signer| signer.signed_at).or(updated) else {
+            return Err(Error::refused(format!("{what} does not say when it was written")).hint(rule));
+        };
+        let age = Timestamp::now().duration_since(written);
+        if Duration::try_from(age).is_ok_and(|age| age > limit) {
+            return Err(Error::refused(format!("{what} is too old: it was signed at {written}"))
+                .hint(rule)
+                .hint("the mirror may be stuck; take it nevertheless with --allow-older"));
+        }
+        Ok(())
     }
 }
 

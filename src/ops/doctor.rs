@@ -40,7 +40,7 @@ fn keyrings(env: Env<'_>) -> Vec<Finding> {
         Err(error) => return vec![finding("sources", Level::Error, error.to_string(), error.hints().first().copied())],
     };
     let mut findings: Vec<Finding> = Vec::new();
-    for source in sources.iter().filter(|source| source.signed) {
+    for source in sources.iter().filter(|source| source.is_signed()) {
         let (level, detail, hint) = match super::catalog::keyring_of(source) {
             Ok(keyring) => {
                 let keys: Vec<String> = keyring.fingerprints().iter().map(ToString::to_string).collect();

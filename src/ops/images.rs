@@ -72,17 +72,15 @@ pub fn with_default_arch(filters: &[String]) -> Result<Filters> {
     if parsed.names("arch") {
         return Ok(parsed);
     }
-    let mut all = filters.to_vec();
-    all.push(format!("arch={}", Arch::host()));
-    Filters::parse(&all)
+    Ok(parsed.with_defaults(&Filters::parse(&[format!("arch={}", Arch::host())])?))
 }
 
 /// Says which keys of the filters none of the images has: most likely a slip
 /// of the pen. `None` when all are known.
 pub(super) fn unknown_keys<'a>(filters: &Filters, keys: impl Iterator<Item = &'a str>) -> Option<Error> {
     let known: BTreeSet<&str> = keys.collect();
-    let unknown: Vec<String> =
-        filters.0.iter().map(|filter| filter.key()).filter(|key| !known.contains(key)).map(quoted).collect();
+    let asked = filters.0.iter().filter(|filter| !filter.is_shorthand()).map(|filter| filter.key());
+    let unknown: Vec<String> = asked.filter(|key| !known.contains(key)).map(quoted).collect();
     if known.is_empty() || unknown.is_empty() {
         return None;
     }

@@ -37,7 +37,7 @@ pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<Stri
             env.reporter.warn(&format!("{error}; trying '{}'", source.name));
         }
         let trust = Trust::of(env, source)?;
-        let filters = filters.clone().and(&source.filters);
+        let filters = filters.clone().with_defaults(&source.filters);
         let reader = Reader {
             pool: &pool,
             env,

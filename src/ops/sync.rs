@@ -15,7 +15,7 @@ use crate::base::{Context as _, Error, ImageId, Kind, Result, interrupt};
 use crate::fetch::{FetchSettings, Fetcher};
 use crate::pool::{Generation, ImageRecord, Pool};
 use crate::stream::filter::Filters;
-use crate::stream::source::{Source, Sources};
+use crate::stream::source::{Signing, Source, Sources};
 
 /// How many items are fetched side by side.
 const PARALLEL: usize = 4;
@@ -72,7 +72,7 @@ impl FromSources {
             (source.keyrings, source.fingerprints) = (vec![keyring], Vec::new());
         }
         if self.unsigned {
-            source.signed = false;
+            source.signing = Signing::Waived;
         }
         Ok(source)
     }
@@ -187,7 +187,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn sync(&self, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
-        let filters = filters.clone().and(&self.source.filters);
+        let filters = filters.clone().with_defaults(&self.source.filters);
         let trust = Trust::of(self.env, self.source)?;
         let reader = Reader {
             pool: self.pool,
@@ -282,10 +282,9 @@ impl Run<'_> {
     /// stream names, and at the other sources that were given. What counts is its digest.
     fn places(&self, offer: &Offer) -> Vec<String> {
         let Some(path) = &offer.item.path else { return Vec::new() };
-        let mut places = vec![self.source.url_of(path)];
-        for other in self.others.iter().filter(|other| other.name != self.source.name) {
-            places.push(other.url_of(path));
-        }
+        let others = self.others.iter().filter(|other| other.name != self.source.name);
+        let mut places = self.source.places(path, &offer.item.mirrors);
+        places.extend(others.map(|other| other.url_of(path)));
         places
     }
 

@@ -1,5 +1,6 @@
 //! The filter language of simplestreams' tools: `KEY OP VALUE`, as in
-//! `release=noble` or `version_name!~^2019`.
+//! `release=noble` or `version_name!~^2019`; and a shorthand, as in `noble`,
+//! `24.04`, `lts` or `debian/12/arm64`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -26,7 +27,22 @@ enum Test {
     Equals(String),
     /// Found anywhere in the value.
     Found(Regex),
+    /// One of an item's names: see [`Filters::parse`].
+    Named(String),
 }
+
+/// Architectures as streams write them; other spellings in front.
+const ARCHITECTURES: [(&str, &str); 9] = [
+    ("x86_64", "amd64"),
+    ("amd64", "amd64"),
+    ("aarch64", "arm64"),
+    ("arm64", "arm64"),
+    ("armhf", "armhf"),
+    ("i386", "i386"),
+    ("ppc64el", "ppc64el"),
+    ("riscv64", "riscv64"),
+    ("s390x", "s390x"),
+];
 
 impl Filter {
     /// The key that it looks at.
@@ -41,8 +57,50 @@ impl Filter {
         let holds = match &self.test {
             Test::Equals(wanted) => wanted == value,
             Test::Found(pattern) => pattern.is_match(value),
+            Test::Named(name) => value.split(',').any(|alias| alias.trim() == name),
         };
         holds != self.negated
+    }
+
+    /// Whether it is a shorthand: such a one looks at several keys, and an
+    /// item need not have any of them.
+    #[must_use]
+    pub fn is_shorthand(&self) -> bool {
+        matches!(self.test, Test::Named(_))
+    }
+
+    /// Whether an item passes, whose flattened keys `get` looks up.
+    fn holds<'v>(&self, get: &impl Fn(&str) -> Option<Cow<'v, str>>) -> bool {
+        let value = |key: &str| get(key).unwrap_or_default();
+        if self.accepts(&value(&self.key)) {
+            return true;
+        }
+        let Test::Named(name) = &self.test else { return false };
+        let of_release = |release: Cow<'v, str>| {
+            *release == **name
+                || name.strip_prefix(&*value("os")).and_then(|rest| rest.strip_prefix('/')) == Some(&release)
+        };
+        of_release(value("release")) || of_release(value("version"))
+    }
+
+    /// The filters that a shorthand means; `None` when `text` is none.
+    fn shorthand(text: &str) -> Option<Vec<Filter>> {
+        let plain = |segment: &str| {
+            segment.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'+' | b'-'))
+        };
+        if !text.split('/').all(plain) {
+            return None;
+        }
+        let filter = |key: &str, test: Test| Filter { key: key.into(), test, negated: false };
+        let split = text.rsplit_once('/').and_then(|(name, last)| {
+            let (_, arch) = ARCHITECTURES.iter().find(|(spelled, _)| *spelled == last)?;
+            Some((name, filter("arch", Test::Equals((*arch).into()))))
+        });
+        Some(match split {
+            Some((name, arch)) => vec![filter("aliases", Test::Named(name.into())), arch],
+            None => vec![filter("aliases", Test::Named(text.into()))],
+        })
     }
 }
 
@@ -55,7 +113,7 @@ impl FromStr for Filter {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
             Error::usage(format!("{} is not a filter", quoted(text)))
-                .hint("write KEY=VALUE, KEY!=VALUE, KEY~REGEX or KEY!~REGEX, for example release=noble")
+                .hint("write KEY=VALUE, KEY!=VALUE, KEY~REGEX or KEY!~REGEX, or a name such as noble or 24.04/arm64")
         };
         let end = text.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '|'))).ok_or_else(wrong)?;
         let (key, rest) = text.split_at(end);
@@ -84,6 +142,7 @@ impl fmt::Display for Filter {
         let (operator, value) = match &self.test {
             Test::Equals(value) => ('=', value.as_str()),
             Test::Found(pattern) => ('~', pattern.as_str()),
+            Test::Named(name) => return f.write_str(name),
         };
         write!(f, "{}{}{operator}{value}", self.key, if self.negated { "!" } else { "" })
     }
@@ -100,12 +159,21 @@ impl PartialEq for Filter {
 pub struct Filters(pub Vec<Filter>);
 
 impl Filters {
-    /// Parses every one of `texts`.
+    /// Parses every one of `texts`: filters, or a name without an operator as
+    /// a shorthand. Such a name is one of an item's `aliases`, its `release` or
+    /// `version`, or one of these after `os/`; an architecture may follow it after a slash.
     ///
     /// # Errors
-    /// [`crate::base::Kind::Usage`] for the first that is not a filter.
+    /// [`crate::base::Kind::Usage`] for the first that is neither.
     pub fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Self> {
-        texts.iter().map(|text| text.as_ref().parse()).collect::<Result<_>>().map(Filters)
+        let mut filters = Vec::new();
+        for text in texts.iter().map(AsRef::as_ref) {
+            match Filter::shorthand(text) {
+                Some(meant) => filters.extend(meant),
+                None => filters.push(text.parse()?),
+            }
+        }
+        Ok(Filters(filters))
     }
 
     /// Whether an item with these flattened keys passes all filters.
@@ -116,7 +184,7 @@ impl Filters {
 
     /// As [`matches`](Self::matches), for keys that are looked up one by one.
     pub fn matches_by<'v>(&self, get: impl Fn(&str) -> Option<Cow<'v, str>>) -> bool {
-        self.0.iter().all(|filter| filter.accepts(&get(&filter.key).unwrap_or_default()))
+        self.0.iter().all(|filter| filter.holds(&get))
     }
 
     /// Whether any filter looks at `key`: a default for that key must then stay away.
@@ -125,10 +193,13 @@ impl Filters {
         self.0.iter().any(|filter| filter.key == key)
     }
 
-    /// These filters and then those of `more`.
+    /// These filters, and those of `defaults` whose key none of these looks
+    /// at: who asks for `ftype=squashfs` is not to get disk images only.
     #[must_use]
-    pub fn and(mut self, more: &Filters) -> Self {
-        self.0.extend_from_slice(&more.0);
+    pub fn with_defaults(mut self, defaults: &Filters) -> Self {
+        let more = defaults.0.iter().filter(|filter| !self.names(&filter.key)).cloned();
+        let more: Vec<Filter> = more.collect();
+        self.0.extend(more);
         self
     }
 
@@ -216,6 +287,53 @@ mod tests {
             let error = text.parse::<Filter>().unwrap_err();
             assert_eq!((error.kind(), error.hints().is_empty()), (Kind::Usage, false), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_means_what_people_call_an_image() {
+        let ubuntu = [
+            ("aliases", "24.04,noble,default,lts"),
+            ("os", "ubuntu"),
+            ("release", "noble"),
+            ("version", "24.04"),
+            ("arch", "amd64"),
+        ];
+        let debian = [("os", "debian"), ("release", "bookworm"), ("version", "12"), ("arch", "arm64")];
+        let incus = [("aliases", "debian/12/cloud, debian/bookworm/cloud"), ("os", "Debian"), ("arch", "amd64")];
+        for (name, expected) in [
+            ("noble", [true, false, false]),
+            ("24.04", [true, false, false]),
+            ("lts", [true, false, false]),
+            ("lt", [false, false, false]),
+            ("lts/amd64", [true, false, false]),
+            ("lts/x86_64", [true, false, false]),
+            ("lts/arm64", [false, false, false]),
+            ("bookworm", [false, true, false]),
+            ("12", [false, true, false]),
+            ("debian/12", [false, true, false]),
+            ("debian/bookworm/aarch64", [false, true, false]),
+            ("ubuntu/noble", [true, false, false]),
+            ("debian/12/cloud", [false, false, true]),
+            ("debian/bookworm/cloud/amd64", [false, false, true]),
+            ("debian/bookworm/cloud/arm64", [false, false, false]),
+        ] {
+            let found = [passes(name, &ubuntu), passes(name, &debian), passes(name, &incus)];
+            assert_eq!(found, expected, "{name}");
+        }
+        let filters = Filters::parse(&["24.04/aarch64"]).unwrap();
+        assert!(filters.names("arch") && filters.0[0].is_shorthand());
+        assert_eq!(filters.to_string(), "24.04 arch=arm64");
+        for wrong in ["", "/noble", "noble/", "a//b", "../x", "a b", "-x", "é"] {
+            assert_eq!(Filters::parse(&[wrong]).unwrap_err().kind(), Kind::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn defaults_give_way_to_what_is_asked_for() {
+        let defaults = Filters::parse(&["datatype=image-downloads", "ftype=disk1.img"]).unwrap();
+        let asked = |text: &str| Filters::parse(&[text]).unwrap().with_defaults(&defaults).to_string();
+        assert_eq!(asked("ftype=squashfs"), "ftype=squashfs datatype=image-downloads");
+        assert_eq!(asked("noble"), "noble datatype=image-downloads ftype=disk1.img");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -19,12 +20,26 @@ const DEFAULT_PATH: &str = "streams/v1/index.sjson";
 /// The source whose keys vouch for a bare URL, as they do in uvtool.
 const DEFAULT_SOURCE: &str = "ubuntu";
 
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 7] = [
     (DEFAULT_SOURCE, include_str!("../../streams/ubuntu.toml")),
     ("ubuntu-daily", include_str!("../../streams/ubuntu-daily.toml")),
     ("ubuntu-minimal", include_str!("../../streams/ubuntu-minimal.toml")),
     ("ubuntu-minimal-daily", include_str!("../../streams/ubuntu-minimal-daily.toml")),
+    ("maas", include_str!("../../streams/maas.toml")),
+    ("linuxcontainers", include_str!("../../streams/linuxcontainers.toml")),
+    ("lxd-images", include_str!("../../streams/lxd-images.toml")),
 ];
+
+/// Whether a source's metadata must be signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signing {
+    /// It must.
+    Required,
+    /// It need not: the user said so, in a file of their own or on the command line.
+    Waived,
+    /// Nobody signs it, and the user has not said that they take it so.
+    Absent,
+}
 
 /// A source of images.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +60,11 @@ pub struct Source {
     /// Packages of distributions that hold the keyring.
     pub packages: Vec<String>,
     /// Whether index and products must be signed.
-    pub signed: bool,
+    pub signing: Signing,
+    /// Other roots with the same content, to be tried after `url`.
+    pub mirrors: Vec<String>,
+    /// Metadata that was signed longer ago is refused.
+    pub max_age: Option<Duration>,
     /// Filters that always apply.
     pub filters: Filters,
 }
@@ -65,6 +84,10 @@ struct File {
     #[serde(default)]
     package: OneOrMany,
     signed: Option<bool>,
+    #[serde(default)]
+    mirrors: Vec<String>,
+    #[serde(rename = "max-age")]
+    max_age: Option<String>,
     #[serde(default)]
     filters: Vec<String>,
 }
@@ -100,10 +123,15 @@ impl Source {
         check_name(name)?;
         let within = || format!("reading the source '{name}'");
         let file: File = toml::from_str(text).map_err(|error| Error::usage(within()).because(error))?;
+        let url = parse_url(&file.url).context(within)?;
+        let mirrors = file.mirrors.iter().map(|mirror| parse_mirror(mirror, &url)).collect::<Result<_>>();
+        let max_age = file.max_age.as_deref().map(parse_age).transpose();
         let source = Source {
             name: name.to_owned(),
             description: file.description,
-            url: parse_url(&file.url).context(within)?,
+            mirrors: mirrors.context(within)?,
+            max_age: max_age.context(within)?,
+            url,
             path: parse_path(file.path.as_deref().unwrap_or(DEFAULT_PATH)).context(within)?,
             keyrings: file.keyring.into_vec().into_iter().map(|path| folder.join(path)).collect(),
             fingerprints: file
@@ -113,10 +141,10 @@ impl Source {
                 .collect::<Result<_>>()
                 .context(within)?,
             packages: file.package.into_vec(),
-            signed: file.signed.unwrap_or(true),
+            signing: if file.signed.unwrap_or(true) { Signing::Required } else { Signing::Waived },
             filters: Filters::parse(&file.filters).context(within)?,
         };
-        if source.signed && source.keyrings.is_empty() {
+        if source.is_signed() && source.keyrings.is_empty() {
             return Err(Error::usage(format!("the source '{name}' names no keyring"))
                 .hint("add keyring = \"/path/to/keys.gpg\", or signed = false to trust whoever serves it"));
         }
@@ -149,15 +177,53 @@ impl Source {
             keyrings,
             fingerprints,
             packages,
-            signed: true,
+            signing: Signing::Required,
+            mirrors: Vec::new(),
+            max_age: None,
             filters: default.filters,
         })
+    }
+
+    /// Whether its metadata must be signed.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        self.signing == Signing::Required
     }
 
     /// The URL of a file of this source.
     #[must_use]
     pub fn url_of(&self, path: &RelPath) -> String {
         join_url(&self.url, path)
+    }
+
+    /// The roots that the metadata may be read from, in the order to try them.
+    pub fn roots(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.url).chain(&self.mirrors).map(String::as_str)
+    }
+
+    /// Where the file of an item may lie: below each root, then at the mirrors
+    /// that the stream names for it. Of these only plain roots count, and none
+    /// whose connection is weaker than the source's own.
+    #[must_use]
+    pub fn places(&self, path: &RelPath, item_mirrors: &[String]) -> Vec<String> {
+        let named = item_mirrors.iter().filter_map(|mirror| parse_mirror(mirror, &self.url).ok());
+        let mut places = Vec::new();
+        for root in self.roots().map(str::to_owned).chain(named) {
+            let place = join_url(&root, path);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    /// What to tell a user who asks for a source that nobody signs.
+    #[must_use]
+    pub fn unsigned_hint(&self) -> String {
+        format!(
+            "take it nevertheless with --unsigned, or for good with signed = false in a streams/{}.toml of your own",
+            self.name
+        )
     }
 
     /// What to tell a user who has none of the keyrings.
@@ -233,8 +299,13 @@ impl Sources {
     }
 }
 
+/// That a built-in source is unsigned is a fact, not the user's decision.
 fn builtin(name: &str, text: &str) -> Result<Source> {
-    Source::parse(name, text, Path::new("/"))
+    let mut source = Source::parse(name, text, Path::new("/"))?;
+    if source.signing == Signing::Waived {
+        source.signing = Signing::Absent;
+    }
+    Ok(source)
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -266,6 +337,31 @@ fn parse_url(text: &str) -> Result<String> {
     Ok(format!("{scheme}://{rest}{slash}"))
 }
 
+/// A further root for what lies at `url`: its connection may not be weaker.
+fn parse_mirror(text: &str, url: &str) -> Result<String> {
+    let mirror = parse_url(text)?;
+    let strength = |url: &str| match url.split("://").next() {
+        Some("file") => 2,
+        Some("https") => 1,
+        _ => 0,
+    };
+    // Only a local source may name local files; http says nothing that https kept to itself.
+    if strength(&mirror) < strength(url).min(1) || (strength(&mirror) == 2 && strength(url) != 2) {
+        return Err(Error::usage(format!(
+            "the mirror {} is reached in another way than {}",
+            quoted(text),
+            quoted(url)
+        )));
+    }
+    Ok(mirror)
+}
+
+fn parse_age(text: &str) -> Result<Duration> {
+    humantime::parse_duration(text).map_err(|error| {
+        Error::usage(format!("{} is not a time", quoted(text))).because(error).hint("as in max-age = \"14d\"")
+    })
+}
+
 fn parse_path(text: &str) -> Result<RelPath> {
     // The user wrote it, so it is their mistake and no attack.
     text.parse().map_err(|error: Error| error.with_kind(crate::base::Kind::Usage))
@@ -294,132 +390,4 @@ fn name_of(root: &str, path: &RelPath) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::Kind;
-
-    const UBUNTU_KEY: &str = "4A3CE3CD565D7EB5C810E2B97FF3F408476CF100";
-
-    fn parse(text: &str) -> Result<Source> {
-        Source::parse("own", text, Path::new("/etc/virga/streams"))
-    }
-
-    #[test]
-    fn the_built_in_sources_are_ubuntus() {
-        let sources = Sources::load(&[]).unwrap();
-        let urls: Vec<(&str, &str)> =
-            sources.iter().map(|source| (source.name.as_str(), source.url.as_str())).collect();
-        let root = "https://cloud-images.ubuntu.com";
-        assert_eq!(
-            urls,
-            [
-                ("ubuntu", &*format!("{root}/releases/")),
-                ("ubuntu-daily", &*format!("{root}/daily/")),
-                ("ubuntu-minimal", &*format!("{root}/minimal/releases/")),
-                ("ubuntu-minimal-daily", &*format!("{root}/minimal/daily/")),
-            ]
-        );
-        for source in sources.iter() {
-            assert!(source.signed);
-            assert_eq!(source.fingerprints, [UBUNTU_KEY]);
-            assert_eq!(source.keyrings, [Path::new("/usr/share/keyrings/ubuntu-cloudimage-keyring.gpg")]);
-            assert!(source.filters.names("ftype") && source.filters.names("datatype") && !source.filters.names("arch"));
-            assert!(source.keyring_hint().contains("'ubuntu-keyring' or 'ubuntu-cloudimage-keyring'"));
-        }
-        let path = "streams/v1/com.ubuntu.cloud:released:download.sjson".parse().unwrap();
-        let url = sources.get("ubuntu").unwrap().url_of(&path);
-        assert_eq!(url, format!("{root}/releases/streams/v1/com.ubuntu.cloud:released:download.sjson"));
-        let error = sources.get("debian").unwrap_err();
-        assert_eq!(error.kind(), Kind::NotFound);
-        assert!(error.hints()[0].contains("ubuntu-minimal-daily"));
-    }
-
-    #[test]
-    fn files_of_the_user_replace_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let write =
-            |name: &str, text: &str| fs::write_atomic(&folder.path().join(name), text.as_bytes(), 0o644).unwrap();
-        write("ubuntu.toml", "url = 'http://mirror.example/u'\nkeyring = ['a.gpg', '/b.gpg']\nsigned = true");
-        write(
-            "lab.toml",
-            "url = 'file:///srv/stream/'\nsigned = false\npath = 'streams/v1/index.json'\nfilters = ['os=debian']",
-        );
-        write("README", "no source");
-        let sources = Sources::load(&[folder.path().join("absent"), folder.path().to_owned()]).unwrap();
-        let ubuntu = sources.get("ubuntu").unwrap();
-        assert_eq!(ubuntu.url, "http://mirror.example/u/");
-        assert_eq!(ubuntu.keyrings, [folder.path().join("a.gpg"), PathBuf::from("/b.gpg")]);
-        assert_eq!(ubuntu.path.as_str(), DEFAULT_PATH);
-        let lab = sources.get("lab").unwrap();
-        assert!(!lab.signed && lab.filters.names("os"));
-        write("Bad Name.toml", "");
-        let error = Sources::load(&[folder.path().to_owned()]).unwrap_err();
-        assert!(error.to_string().contains("Bad Name.toml"), "{error}");
-    }
-
-    #[test]
-    fn wrong_files_are_explained() {
-        for (text, part) in [
-            ("url = 'https://x/'", "names no keyring"),
-            ("signed = false", "missing field `url`"),
-            ("url = 'https://x/'\nkeyrings = 'a'", "unknown field `keyrings`"),
-            ("url = 'https://x/'\nkeyring = 3", "a string or a list of strings"),
-            ("url = 'ftp://x/'\nsigned = false", "neither http, https nor file"),
-            ("url = 'x/y'\nsigned = false", "is not a URL"),
-            ("url = 'https:///x'\nsigned = false", "has no host"),
-            ("url = 'file://x/y'\nsigned = false", "not an absolute file URL"),
-            ("url = 'https://x/?a=b'\nsigned = false", "has a query"),
-            ("url = 'https://x/a b'\nsigned = false", "blanks"),
-            ("url = 'https://x/'\nsigned = false\npath = '../x'", "not a plain relative path"),
-            ("url = 'https://x/'\nsigned = false\nfingerprints = ['1234']", "'1234' is not a key's fingerprint"),
-            ("url = 'https://x/'\nsigned = false\nfilters = ['noble']", "'noble' is not a filter"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage, "{text}");
-            let said = format!("{error}: {}", error.causes().join(": "));
-            assert!(said.contains(part), "{text}\n{said}");
-        }
-        for name in ["", "-a", "A", "a/b", "..", &"a".repeat(42)] {
-            assert!(Source::parse(name, "url = 'https://x/'\nsigned = false", Path::new("/")).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn fingerprints_are_taken_as_gpg_prints_them() {
-        let text =
-            "url = 'https://x/'\nkeyring = 'k'\nfingerprints = ['4a3c e3cd 565d 7eb5 c810  e2b9 7ff3 f408 476c f100']";
-        assert_eq!(parse(text).unwrap().fingerprints, [UBUNTU_KEY]);
-    }
-
-    #[test]
-    fn urls_become_sources() {
-        for (url, root, path) in [
-            ("https://h.example/a", "https://h.example/a/", DEFAULT_PATH),
-            ("HTTP://h.example:8000/a/streams/v1/x.json", "http://h.example:8000/a/", "streams/v1/x.json"),
-            ("http://h.example/streams/v1/sub/x.sjson", "http://h.example/", "streams/v1/sub/x.sjson"),
-            ("file:///srv/stream", "file:///srv/stream/", DEFAULT_PATH),
-        ] {
-            let source = Source::from_url(url, None).unwrap();
-            assert_eq!((source.url.as_str(), source.path.as_str()), (root, path));
-            assert_eq!(source.fingerprints, [UBUNTU_KEY]);
-            assert!(source.signed);
-            check_name(&source.name).unwrap();
-        }
-        let name = |url: &str| Source::from_url(url, Some(Path::new("/k.gpg"))).unwrap().name;
-        assert!(name("https://h.example:8000/a").starts_with("h-example-8000-"));
-        assert!(!name("https://user:secret@h.example/").contains("secret"));
-        assert!(name("file:///srv").starts_with("file-"));
-        assert_eq!(name("https://h/a"), name("https://h/a/"));
-        assert_ne!(name("https://h/a"), name("https://h/b"));
-        check_name(&name(&format!("https://{}/", "x.".repeat(100)))).unwrap();
-        check_name(&name("https://[::1]/")).unwrap();
-        assert!(Source::from_url("https://h/streams/v1/../x", None).is_err());
-        assert_eq!(Source::from_url("https://h/a", Some(Path::new("/k.gpg"))).unwrap().fingerprints, [""; 0]);
-    }
-
-    #[test]
-    fn odd_characters_are_encoded_in_urls() {
-        let path = "a[1]/{x}/b+c~d:e.img".parse().unwrap();
-        assert_eq!(join_url("https://h/", &path), "https://h/a%5B1%5D/%7Bx%7D/b+c~d:e.img");
-    }
-}
+mod tests;
