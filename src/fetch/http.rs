@@ -57,10 +57,19 @@ pub(super) fn shown(url: &Url) -> String {
 
 impl Fetcher {
     /// The client for this URL's host.
-    pub(super) fn client_for(&self, url: &Url) -> &Client {
+    ///
+    /// # Errors
+    /// When TLS cannot be set up, or the user agent is not a header value.
+    pub(super) fn client_for(&self, url: &Url) -> Result<&Client> {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if loopback { &self.shared.direct } else { &self.shared.client }
+        let slot = if loopback { &self.shared.direct } else { &self.shared.client };
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let made = client(&self.shared.settings, !loopback)?;
+        // Another task may have been quicker: then its client is the one.
+        Ok(slot.get_or_init(|| made))
     }
 }
 

@@ -11,7 +11,7 @@ use super::download::Download;
 use super::http::{redirected, refused, status_failure, transport_failure, validators};
 use super::pipeline::Sink;
 use super::retry::{Failure, Pace, Retries, stalled};
-use super::{Fetcher, Shared, Target, Validators, blocking, local_size};
+use super::{Fetcher, Shared, Target, Validators, blocking, local_size, small};
 use crate::base::progress::Transfer;
 use crate::base::{Digest, Error, Kind, Result, fs};
 
@@ -46,20 +46,51 @@ impl Fetcher {
     /// Fetches an item into the file `partial` and verifies it. On success the
     /// file holds exactly the announced bytes, not yet synced to the disk.
     ///
-    /// What an earlier call left in `partial` is continued from. A note is kept
-    /// beside it in `<partial>.json`. The caller must be the only writer: hold
-    /// a lock. `transfer` is told the bytes that are there, in all.
+    /// `places` are tried in turn: any that has the announced bytes will do.
+    /// What an earlier call, or a place that then failed, left in `partial` is
+    /// continued from. A note is kept beside it in `<partial>.json`. The caller
+    /// must be the only writer: hold a lock. `transfer` is told the bytes that are there, in all.
     ///
     /// After an error the partial stays to be continued from, except when the
     /// item was refused or nothing had come.
     ///
     /// # Errors
-    /// [`Kind::Refused`] when size or digest are not as announced, or a
-    /// redirect is forbidden; `NotFound` for 404 and 410; `TimedOut` for a
-    /// silent server; `Interrupted` on Ctrl-C; `Usage` for another scheme; else
-    /// `Failed`: network, other answers, no space.
-    pub async fn item(&self, url: &Url, want: &Expected, partial: &Path, transfer: &dyn Transfer) -> Result<Fetched> {
+    /// Of the first place: [`Kind::Refused`] when size or digest are not as
+    /// announced, or a redirect is forbidden; `NotFound` for 404 and 410;
+    /// `TimedOut` for a silent server; else `Failed`: network, other answers, no
+    /// space. At once: `Interrupted` on Ctrl-C, `Usage` for another scheme or no place at all.
+    pub async fn item(
+        &self,
+        places: &[Url],
+        want: &Expected,
+        partial: &Path,
+        transfer: &dyn Transfer,
+    ) -> Result<Fetched> {
+        let mut failed: Option<Error> = None;
+        for url in places {
+            match self.item_from(url, want, partial, transfer).await {
+                Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Usage) => return Err(error),
+                Err(error) => {
+                    tracing::info!(%error, "this place does not have the item");
+                    failed = Some(match failed {
+                        Some(first) => first.hint(format!("elsewhere: {error}")),
+                        None => error,
+                    });
+                }
+                fetched => {
+                    self.shared.budget.refund();
+                    return fetched;
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::usage("nothing says where the item is")))
+    }
+
+    async fn item_from(&self, url: &Url, want: &Expected, partial: &Path, transfer: &dyn Transfer) -> Result<Fetched> {
         let target = Target::new(url)?;
+        if want.size <= small::LIMIT && target.local.is_none() && !partial.exists() {
+            return self.small_item(&target, want, partial, transfer).await;
+        }
         let download = {
             let (path, want, stop) = (partial.to_owned(), want.clone(), self.shared.stop);
             blocking(move || Download::open(&path, &want, stop)).await?
@@ -112,7 +143,7 @@ impl Run<'_> {
     /// wrong digest may be the fault of the join.
     async fn fill(&mut self) -> Result<bool> {
         let stop = self.fetcher.shared.stop;
-        let mut retries = Retries::new(&self.fetcher.shared.settings);
+        let mut retries = Retries::new(&self.fetcher.shared);
         let (mut ranges, mut joined) = (true, self.download.at() > 0);
         while !self.download.complete() {
             let step = match &self.target.local {
@@ -147,7 +178,7 @@ impl Run<'_> {
     /// One request and its body.
     async fn attempt(&mut self, ranges: bool) -> Result<Step, Failure> {
         let (target, Shared { stop, settings, .. }) = (self.target, &*self.fetcher.shared);
-        let client = self.fetcher.client_for(&target.url);
+        let client = self.fetcher.client_for(&target.url)?;
         let mut request = client.get(target.url.clone()).header(ACCEPT_ENCODING, "identity");
         let known = self.download.validators(target).cloned().unwrap_or_default();
         let asked = ranges && self.download.at() > 0;
@@ -290,12 +321,12 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     (end < u64::MAX).then_some((start.parse().ok()?, end, total))
 }
 
-fn wrong_size(target: &Target, what: String, want: &Expected) -> Error {
+pub(super) fn wrong_size(target: &Target, what: String, want: &Expected) -> Error {
     refused(target, format!("{what}, announced are {}", want.size))
         .hint("the server may be in the middle of an update: try again later, or use another source")
 }
 
-fn wrong_digest(target: &Target, announced: &Digest, found: &Digest) -> Error {
+pub(super) fn wrong_digest(target: &Target, announced: &Digest, found: &Digest) -> Error {
     refused(target, format!("the bytes are not what was announced: announced {announced}, received {found}"))
         .hint("the server may be in the middle of an update, or somebody altered the file: try again later, or use another source")
 }

@@ -1,7 +1,7 @@
 //! Small documents into memory, conditionally.
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_ENCODING, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use reqwest::header::{CACHE_CONTROL, CONTENT_ENCODING, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use reqwest::{Response, StatusCode, Url};
 
 use super::http::{redirected, refused, status_failure, transport_failure, validators};
@@ -37,17 +37,21 @@ impl Fetcher {
         if target.local.is_some() {
             return blocking(move || read_local(&target, limit)).await;
         }
-        let mut retries = Retries::new(&self.shared.settings);
+        let mut retries = Retries::new(&self.shared);
         loop {
             match self.ask(&target, known, limit).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.shared.budget.refund();
+                    return Ok(answer);
+                }
                 Err(failure) => retries.pause(failure, self.shared.stop).await?,
             }
         }
     }
 
     async fn ask(&self, target: &Target, known: Option<&Validators>, limit: u64) -> Result<Metadata, Failure> {
-        let mut request = self.client_for(&target.url).get(target.url.clone());
+        // A cache on the way must ask the server: what it remembers may be what we doubt.
+        let mut request = self.client_for(&target.url)?.get(target.url.clone()).header(CACHE_CONTROL, "no-cache");
         if let Some(etag) = known.and_then(|known| known.etag.as_ref()) {
             request = request.header(IF_NONE_MATCH, etag);
         }

@@ -5,7 +5,8 @@
 //! http.rs      client, redirects, what an answer or a broken connection means
 //! retry.rs     what is tried again, and when
 //! metadata.rs  small documents into memory, conditionally
-//! item.rs      large items into a file
+//! item.rs      items into a file, from one of several places
+//! small.rs     the short way for small ones
 //! download.rs  the file under way and the note beside it
 //! pipeline.rs  network task → hash thread → write thread
 //! ```
@@ -16,12 +17,13 @@ mod item;
 mod metadata;
 mod pipeline;
 mod retry;
+mod small;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use reqwest::Url;
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::item::{Expected, Fetched};
 pub use self::metadata::Metadata;
+use self::retry::Budget;
 use crate::base::{Error, Kind, Result, interrupt};
 
 /// How patient the network code is. [`Default`] is what virga uses; tests shorten it.
@@ -44,6 +47,9 @@ pub struct FetchSettings {
     pub retries: u32,
     /// Wait before the first retry; doubles from there, plus up to as much again at random.
     pub first_delay: Duration,
+    /// How many retries all transfers have together: a server that is going
+    /// down must not be asked that often for each of thousands of items. What succeeds gives one back.
+    pub budget: u32,
 }
 
 impl Default for FetchSettings {
@@ -54,6 +60,7 @@ impl Default for FetchSettings {
             stall_timeout: Duration::from_secs(30),
             retries: 4,
             first_delay: Duration::from_millis(500),
+            budget: 32,
         }
     }
 }
@@ -73,34 +80,44 @@ pub struct Fetcher {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Shared {
-    client: reqwest::Client,
+    /// Made when first needed: reading the certificates of the system takes
+    /// some ten milliseconds.
+    client: Arc<OnceLock<reqwest::Client>>,
     /// Without the environment's proxies: no proxy can reach this machine's loopback.
-    direct: reqwest::Client,
+    direct: Arc<OnceLock<reqwest::Client>>,
     settings: FetchSettings,
+    budget: Arc<Budget>,
     stop: Stop,
 }
 
 impl Fetcher {
-    /// Prepares the clients; connects nowhere. Proxies come from the
-    /// environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
-    ///
-    /// # Errors
-    /// When TLS cannot be set up, or the user agent is not a header value.
-    pub fn new(settings: &FetchSettings) -> Result<Self> {
+    /// Connects nowhere. Proxies come from the environment (`HTTPS_PROXY`,
+    /// `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+    #[must_use]
+    pub fn new(settings: &FetchSettings) -> Self {
         Self::with_stop(settings, interrupt::requested)
     }
 
-    fn with_stop(settings: &FetchSettings, requested: fn() -> bool) -> Result<Self> {
-        Ok(Fetcher {
+    fn with_stop(settings: &FetchSettings, requested: fn() -> bool) -> Self {
+        Fetcher {
             shared: Arc::new(Shared {
-                client: http::client(settings, true)?,
-                direct: http::client(settings, false)?,
+                client: Arc::default(),
+                direct: Arc::default(),
+                budget: Arc::new(Budget::new(settings.budget)),
                 settings: settings.clone(),
                 stop: Stop(requested),
             }),
-        })
+        }
+    }
+
+    /// The same fetcher, its connections and its budget, with so many retries of each transfer.
+    #[must_use]
+    pub fn with_retries(&self, retries: u32) -> Self {
+        let mut shared = Shared::clone(&self.shared);
+        shared.settings.retries = retries;
+        Fetcher { shared: Arc::new(shared) }
     }
 }
 

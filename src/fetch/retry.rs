@@ -1,10 +1,12 @@
 //! What is tried again, and when.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
-use super::{FetchSettings, Stop};
+use super::{Shared, Stop};
 use crate::base::{Error, Kind, Result};
 
 /// Longest wait that a server may ask for.
@@ -37,8 +39,34 @@ impl From<Error> for Failure {
     }
 }
 
+/// The retries that all transfers of a fetcher have together.
+#[derive(Debug)]
+pub(super) struct Budget {
+    left: AtomicU32,
+    most: u32,
+}
+
+impl Budget {
+    pub fn new(most: u32) -> Self {
+        Budget { left: AtomicU32::new(most), most }
+    }
+
+    /// Takes one; `false` when there is none.
+    fn take(&self) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    /// Gives one back: something succeeded.
+    pub fn refund(&self) {
+        // An error says that nothing is missing.
+        let _ =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left < self.most).then(|| left + 1));
+    }
+}
+
 /// Counts the tries of one transfer.
 pub(super) struct Retries {
+    budget: Arc<Budget>,
     delays: ExponentialBuilder,
     left: <ExponentialBuilder as backon::BackoffBuilder>::Backoff,
     tries: u32,
@@ -46,13 +74,14 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    pub fn new(settings: &FetchSettings) -> Self {
+    pub fn new(shared: &Shared) -> Self {
+        let settings = &shared.settings;
         let delays = ExponentialBuilder::new()
             .with_min_delay(settings.first_delay)
             .with_max_delay(DELAY_MAX)
             .with_max_times(settings.retries as usize)
             .with_jitter();
-        Retries { delays, left: delays.build(), tries: 0, furthest: 0 }
+        Retries { budget: Arc::clone(&shared.budget), delays, left: delays.build(), tries: 0, furthest: 0 }
     }
 
     /// Tells how far the transfer is. Only bytes never reached before count, so
@@ -74,7 +103,7 @@ impl Retries {
         if !failure.transient {
             return Err(failure.error);
         }
-        let Some(delay) = self.left.next() else {
+        let Some(delay) = self.left.next().filter(|_| self.budget.take()) else {
             return Err(given_up(&failure.error, self.tries));
         };
         let delay = failure.wait.map_or(delay, |asked| asked.min(RETRY_AFTER_MAX).max(delay));

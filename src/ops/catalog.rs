@@ -25,6 +25,9 @@ const METADATA_LIMIT: u64 = 256 << 20;
 /// How many products documents are fetched side by side.
 const PARALLEL: usize = 4;
 
+/// How often a source is asked again when there is something to fall back on.
+const RETRIES_WITH_A_COPY: u32 = 1;
+
 /// How the network is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
@@ -226,6 +229,8 @@ pub(super) struct Reader<'a> {
     pub trust: &'a Trust,
     /// Take metadata that is older than what was verified last.
     pub allow_older: bool,
+    /// Whether another source is asked when this one does not answer.
+    pub alternatives: bool,
 }
 
 /// Where one reading takes its files from: a root, or what was kept.
@@ -234,6 +239,7 @@ struct From<'a> {
     root: &'a str,
     network: Network,
     known: &'a Generation,
+    fetcher: &'a Fetcher,
 }
 
 impl Reader<'_> {
@@ -247,10 +253,12 @@ impl Reader<'_> {
     /// kept to be offline with; else as the network says.
     pub(super) async fn read(&self, filters: &Filters, network: Network) -> Result<Catalog> {
         let known = self.pool.generation(&self.source.name)?;
+        let hasty = self.alternatives || !self.source.mirrors.is_empty() || !known.metadata.is_empty();
+        let fetcher = if hasty { self.fetcher.with_retries(RETRIES_WITH_A_COPY) } else { self.fetcher.clone() };
         let mut first: Option<Error> = None;
         if network != Network::Offline {
             for root in self.source.roots() {
-                match self.walk(From { root, network, known: &known }, filters).await {
+                match self.walk(From { root, network, known: &known, fetcher: &fetcher }, filters).await {
                     Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Usage) => return Err(error),
                     Err(error) => {
                         tracing::info!(root, %error, "the metadata cannot be read from here");
@@ -260,7 +268,7 @@ impl Reader<'_> {
                 }
             }
         }
-        let from = From { root: &self.source.url, network: Network::Offline, known: &known };
+        let from = From { root: &self.source.url, network: Network::Offline, known: &known, fetcher: &fetcher };
         match first {
             None => self.walk(from, filters).await,
             Some(error) if matches!(error.kind(), Kind::Failed | Kind::TimedOut) && !known.metadata.is_empty() => {
@@ -342,7 +350,7 @@ impl Reader<'_> {
         let known = copy.as_ref().filter(|(kept, _)| from.network == Network::Ask && kept.url == shown);
         let validators =
             known.map(|(kept, _)| Validators { etag: kept.etag.clone(), last_modified: kept.last_modified.clone() });
-        match self.fetcher.metadata(&url, validators.as_ref(), METADATA_LIMIT).await? {
+        match from.fetcher.metadata(&url, validators.as_ref(), METADATA_LIMIT).await? {
             Metadata::Fresh { bytes, validators } => {
                 let mut kept = Kept::new(&bytes, shown, None);
                 (kept.etag, kept.last_modified) = (validators.etag, validators.last_modified);

@@ -129,7 +129,7 @@ impl Intake<'_> {
         }
         let transfer = self.reporter.transfer(&image.label(), Some(image.size));
         let expected = Expected { size: image.size, digest: image.digest.clone() };
-        let fetched = self.fetcher.item(&image.places[0], &expected, &partial.path, transfer.as_ref()).await?;
+        let fetched = self.fetcher.item(&image.places, &expected, &partial.path, transfer.as_ref()).await?;
         let disk = self.adopt(image, partial, &fetched.sha256).await?;
         Ok(Taken { action: Action::Fetched, record: image.record(&fetched.sha256, disk) })
     }

@@ -29,7 +29,7 @@ pub struct RemoteRequest {
 /// As [`super::sync::sync`]; matching nothing is none.
 pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<String, String>>> {
     let filters = Filters::parse(&request.filters)?;
-    let (pool, fetcher) = (env.pool()?, Fetcher::new(&FetchSettings::default())?);
+    let (pool, fetcher) = (env.pool()?, Fetcher::new(&FetchSettings::default()));
     let sources = request.from.load(env)?;
     let mut failed: Option<Error> = None;
     for source in &sources {
@@ -45,6 +45,7 @@ pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<Stri
             source,
             trust: &trust,
             allow_older: request.from.allow_older,
+            alternatives: sources.len() > 1,
         };
         let network = if request.offline { Network::Offline } else { Network::Ask };
         let read = block_on(async { reader.read(&filters, network).await?.select(&filters, request.max) });

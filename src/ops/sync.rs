@@ -156,7 +156,7 @@ pub fn sync(env: Env<'_>, request: &SyncRequest) -> Result<SyncReport> {
     let filters = images::with_default_arch(&request.filters)?;
     let pool = env.pool()?;
     let _lock = pool.lock_shared()?;
-    let fetcher = Fetcher::new(&FetchSettings::default())?;
+    let fetcher = Fetcher::new(&FetchSettings::default());
     for (n, source) in sources.iter().enumerate() {
         let run = Run { env, pool: &pool, source, others: &sources, request };
         match run.sync(&fetcher, &filters) {
@@ -196,6 +196,7 @@ impl Run<'_> {
             source: self.source,
             trust: &trust,
             allow_older: self.request.from.allow_older,
+            alternatives: self.others.len() > 1,
         };
         block_on(self.settle(&reader, fetcher, &filters))
     }

@@ -10,7 +10,7 @@ use super::server::{Reply, Request, Server};
 use super::{fetcher, settings};
 use crate::base::progress::{Silent, Transfer};
 use crate::base::{Digest, DigestAlgorithm, Kind, Result, fs};
-use crate::fetch::{Expected, Fetched, Fetcher, Url};
+use crate::fetch::{Expected, FetchSettings, Fetched, Fetcher, Url};
 
 /// Not a multiple of any buffer.
 const SIZE: usize = 5_000_011;
@@ -57,7 +57,7 @@ impl Place {
     }
 
     async fn fetch(&self, url: &Url, want: &Expected) -> Result<Fetched> {
-        fetcher().item(url, want, &self.partial(), &Silent).await
+        fetcher().item(std::slice::from_ref(url), want, &self.partial(), &Silent).await
     }
 }
 
@@ -317,18 +317,18 @@ async fn ctrl_c_ends_a_silent_download_at_once_and_the_next_call_continues() {
     });
     let place = Place::new();
     let slow = crate::fetch::FetchSettings { stall_timeout: Duration::from_secs(60), ..settings() };
-    let fetcher = Fetcher::with_stop(&slow, || FLAG.load(Ordering::SeqCst)).unwrap();
+    let fetcher = Fetcher::with_stop(&slow, || FLAG.load(Ordering::SeqCst));
     let transfer = Interrupter { at: 3_000_000, flag: &FLAG, last: AtomicU64::new(0) };
     let (url, want) = (server.url("/i"), expected(&body));
     let start = Instant::now();
-    let error = fetcher.item(&url, &want, &place.partial(), &transfer).await.unwrap_err();
+    let error = fetcher.item(std::slice::from_ref(&url), &want, &place.partial(), &transfer).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Interrupted, "{error}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert!(place.bytes() == body[..3_000_000]);
 
     FLAG.store(false, Ordering::SeqCst);
     let transfer = Interrupter { at: u64::MAX, ..transfer };
-    let fetched = fetcher.item(&url, &want, &place.partial(), &transfer).await.unwrap();
+    let fetched = fetcher.item(std::slice::from_ref(&url), &want, &place.partial(), &transfer).await.unwrap();
     assert_eq!((fetched.resumed_from, fetched.bytes_received), (3_000_000, SIZE as u64 - 3_000_000));
     assert_eq!(transfer.last.load(Ordering::SeqCst), SIZE as u64);
 }
@@ -360,5 +360,98 @@ async fn local_items() {
         let error = place.fetch(&url, &Expected { size, digest }).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Refused, "{error}");
         assert_eq!(place.names(), ["source"]);
+    }
+}
+
+#[tokio::test]
+async fn any_place_that_has_the_bytes_will_do() {
+    let body = content();
+    let script = body.clone();
+    let good = Server::start(move |_, request| Reply::ranged(request, &script));
+    let half = body[..SIZE / 2].to_vec();
+    let script = body.clone();
+    // Gives half of it and then nothing more.
+    let tired = Server::start(move |number, request| {
+        if number == 0 { Reply::ranged(request, &script).cut(SIZE / 2) } else { Reply::status("500 No") }
+    });
+    let gone = Server::start(|_, _| Reply::status("404 Not Found"));
+    let liar = Server::start(|_, _| Reply::ok(&vec![7; SIZE]));
+    let want = expected(&body);
+    for (places, ranges) in [
+        (vec![gone.url("/i"), good.url("/i")], vec![None]),
+        (vec![liar.url("/i"), good.url("/i")], vec![None]),
+        (vec![tired.url("/i"), gone.url("/i"), good.url("/i")], vec![Some(half.len())]),
+    ] {
+        let place = Place::new();
+        let before = good.seen().len();
+        let fetched = fetcher().item(&places, &want, &place.partial(), &Silent).await.unwrap();
+        assert!(place.bytes() == body && fetched.sha256 == sha256(&body));
+        assert_eq!(good.seen()[before..].iter().map(Request::range).collect::<Vec<_>>(), ranges);
+    }
+    // The first place's error counts; the others' are told.
+    let place = Place::new();
+    let error = fetcher().item(&[gone.url("/i"), liar.url("/i")], &want, &place.partial(), &Silent).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.hints().iter().any(|hint| hint.starts_with("elsewhere: ")), "{:?}", error.hints());
+    assert!(place.names().is_empty());
+    let error = fetcher().item(&[], &want, &place.partial(), &Silent).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+}
+
+#[tokio::test]
+async fn retries_are_shared_by_all_transfers() {
+    let body = content()[..1000].to_vec();
+    let server = Server::start(|_, _| Reply::status("500 No"));
+    let fetcher = Fetcher::new(&FetchSettings { budget: 3, ..settings() });
+    for number in 0..4 {
+        let place = Place::new();
+        let url = server.url("/i");
+        let error = fetcher.item(&[url], &expected(&body), &place.partial(), &Silent).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Failed, "{number}");
+    }
+    // Four first tries, and three more in all.
+    assert_eq!(server.seen().len(), 7);
+    let other = Server::start(|_, _| Reply::status("500 No"));
+    let place = Place::new();
+    let hasty = fetcher.with_retries(0);
+    assert!(hasty.item(&[other.url("/i")], &expected(&body), &place.partial(), &Silent).await.is_err());
+    assert_eq!(other.seen().len(), 1);
+}
+
+/// Small items take the short way: the same checks hold there.
+#[tokio::test]
+async fn small_items() {
+    let body = content()[..100_000].to_vec();
+    let sha512 = Digest::from_bytes(DigestAlgorithm::Sha512, &sha2::Sha512::digest(&body));
+    type Answer = fn(usize, &[u8]) -> Reply;
+    let cases: [(&str, Answer, Option<Kind>); 9] = [
+        ("right", |_, body| Reply::ok(body), None),
+        ("without a length", |_, body| Reply::status("200 OK").body(body), None),
+        ("cut at first", |number, body| if number == 0 { Reply::ok(body).cut(5) } else { Reply::ok(body) }, None),
+        ("cut for ever", |_, body| Reply::ok(body).cut(5), Some(Kind::Failed)),
+        ("longer", |_, body| Reply::status("200 OK").body(&body.repeat(2)), Some(Kind::Refused)),
+        ("announced longer", |_, body| Reply::ok(&body.repeat(2)), Some(Kind::Refused)),
+        ("shorter", |_, body| Reply::ok(&body[1..]), Some(Kind::Refused)),
+        ("other bytes", |_, body| Reply::ok(&vec![1; body.len()]), Some(Kind::Refused)),
+        ("silent", |_, body| Reply::ok(body).cut(7).hang(), Some(Kind::TimedOut)),
+    ];
+    for (what, answer, refused) in cases {
+        let script = body.clone();
+        let server = Server::start(move |number, _| answer(number, &script));
+        for digest in [sha256(&body), sha512.clone()] {
+            let place = Place::new();
+            let want = Expected { size: body.len() as u64, digest };
+            let fetched = place.fetch(&server.url("/i"), &want).await;
+            match refused {
+                None => {
+                    assert_eq!(fetched.unwrap().sha256, sha256(&body), "{what}");
+                    assert!(place.bytes() == body && place.names() == ["partial"], "{what}");
+                }
+                Some(kind) => {
+                    assert_eq!(fetched.unwrap_err().kind(), kind, "{what}");
+                    assert!(place.names().is_empty(), "{what}");
+                }
+            }
+        }
     }
 }
