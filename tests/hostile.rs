@@ -351,6 +351,39 @@ fn a_hostile_image_behind_a_right_signature_never_gets_in() {
     assert!(names(&stream.home.state().join("pool/partial")).iter().all(|name| name.ends_with(".lock")));
 }
 
+/// Metadata and root of a container's image, as LXD and Incus read them.
+#[test]
+fn metadata_and_root_must_belong_together() {
+    let mut stream = Stream::new();
+    let (metadata, root) = (b"metadata".to_vec(), b"root".to_vec());
+    let joined = [metadata.clone(), root.clone()].concat();
+    let item = |ftype: &str, path: &str, bytes: &[u8]| json!({"ftype": ftype, "path": path, "size": bytes.len(), "sha256": hex(bytes)});
+    let mut first = item("lxd.tar.xz", "a/lxd.tar.xz", &metadata);
+    first["combined_squashfs_sha256"] = hex(&joined).into();
+    let items = &mut stream.products["products"]["p"]["versions"]["20260101"]["items"];
+    *items = json!({"lxd.tar.xz": first, "squashfs": item("squashfs", "a/squashfs", &root)});
+    stream.files.extend([("a/lxd.tar.xz".into(), metadata), ("a/squashfs".into(), root)]);
+    let sync = |stream: &Stream| {
+        let server = stream.serve(|_| None);
+        let (keyring, url) = (stream.home.path("keyring.gpg"), server.url("/"));
+        stream.home.output(["sync", "--source", url.as_str(), "--keyring", keyring.to_str().unwrap(), "ftype~."])
+    };
+    let output = sync(&stream);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).matches("fetched").count(), 2);
+    assert_eq!(stream.home.ok(["images", "--template", "{ftype} {state}"]), "lxd.tar.xz file\nsquashfs file\n");
+    let error = stream.home.fails(3, ["create", "g", "bookworm", "--no-start"]);
+    assert!(error.contains("no image"), "{error}");
+
+    std::fs::remove_dir_all(stream.home.state()).unwrap();
+    stream.products["products"]["p"]["versions"]["20260101"]["items"]["lxd.tar.xz"]["combined_squashfs_sha256"] =
+        hex(b"other").into();
+    let output = sync(&stream);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("do not belong together"));
+    assert_eq!(stream.home.json(["images"]), json!([]));
+}
+
 /// The index still tells of the old file when the new one is there already.
 #[test]
 fn a_mirror_in_the_middle_of_an_update_is_no_error() {

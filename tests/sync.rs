@@ -239,3 +239,61 @@ fn what_a_source_offers_is_listed_without_fetching_it() {
     home.fails(2, ["images", "--source", &url]);
     assert!(blobs(&home).is_empty());
 }
+
+#[test]
+fn images_are_called_what_people_call_them() {
+    let home = Home::with_key();
+    let mirror = published(&home, "1M");
+    let sync = |name: &str| home.output(mirror.sync_args().into_iter().chain([name.to_owned()]));
+    assert_eq!(sync("trixie").status.code(), Some(3));
+    let arch = virga::base::Arch::host().to_string();
+    for name in ["bookworm", "12", "debian/bookworm", &format!("debian/12/{arch}")] {
+        assert!(sync(name).status.success(), "{name}");
+    }
+    home.ok(["create", "g", &format!("bookworm/{arch}"), "--no-start"]);
+    let error = home.fails(3, ["create", "h", "noble", "--no-start"]);
+    assert!(error.contains("virga sync noble"), "{error}");
+}
+
+#[test]
+fn a_source_that_nobody_signs_needs_the_users_word() {
+    let home = Home::new();
+    let error = home.fails(5, ["sync", "--source", "linuxcontainers"]);
+    assert!(error.contains("--unsigned") && error.contains("signed = false"), "{error}");
+    let listed = home.ok(["sync", "--list-sources"]);
+    let line = listed.lines().find(|line| line.starts_with("linuxcontainers")).unwrap();
+    assert!(line.contains("UNSIGNED"), "{line}");
+}
+
+#[test]
+fn metadata_beyond_its_greatest_age_is_refused() {
+    let home = Home::new();
+    let mirror = published(&home, "1M");
+    let streams = home.path("home/.config/virga/streams");
+    std::fs::create_dir_all(&streams).unwrap();
+    let source = |age: &str| {
+        write(
+            &streams.join("lab.toml"),
+            &format!("url = '{}'\nkeyring = '{}'\nmax-age = '{age}'\n", mirror.url, keyring(&mirror)),
+        );
+    };
+    source("1h");
+    home.ok(["sync", "--source", "lab"]);
+    source("1s");
+    std::thread::sleep(Duration::from_millis(2100));
+    let error = home.fails(5, ["sync", "--source", "lab"]);
+    assert!(error.contains("too old") && error.contains("max-age"), "{error}");
+    home.ok(["sync", "--source", "lab", "--allow-older"]);
+}
+
+#[test]
+fn a_mirror_of_the_source_stands_in_for_it() {
+    let home = Home::new();
+    let mirror = published(&home, "1M");
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let streams = home.path("home/.config/virga/streams");
+    std::fs::create_dir_all(&streams).unwrap();
+    let text = format!("url = 'http://{closed}/'\nkeyring = '{}'\nmirrors = ['{}']\n", keyring(&mirror), mirror.url);
+    write(&streams.join("lab.toml"), &text);
+    assert!(home.ok(["sync", "--source", "lab"]).starts_with("fetched "));
+}

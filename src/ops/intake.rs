@@ -15,6 +15,7 @@ use crate::base::{Digest, DigestAlgorithm, Error, ImageId, Result, interrupt};
 use crate::disk;
 use crate::fetch::{Expected, Fetcher};
 use crate::pool::{Chain, DiskFacts, Generation, ImageRecord, Partial, Pool};
+use crate::stream::incus;
 
 /// How often to look whether another sync is through with a file.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -184,6 +185,33 @@ impl Intake<'_> {
             Ok(facts.map(|facts| of(&facts)))
         })
         .await
+    }
+
+    /// Checks the fingerprints over metadata and root together, as LXD and
+    /// Incus announce them, where both were taken and one of them is new.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::Refused`] when one is not what was announced.
+    pub(super) fn check_pairs(&self, taken: &[Taken]) -> Result<()> {
+        let version = |record: &ImageRecord| [record.key("product_name").to_owned(), record.key("version_name").into()];
+        for metadata in taken {
+            for root in taken.iter().filter(|root| version(&root.record) == version(&metadata.record)) {
+                let ftype = root.record.key("ftype");
+                let new = [metadata, root].iter().any(|taken| taken.action == Action::Fetched);
+                let Some(announced) = incus::fingerprint(&metadata.record.keys, ftype)?.filter(|_| new) else {
+                    continue;
+                };
+                let found = self.pool.hash_joined(&[&metadata.record.blob, &root.record.blob])?;
+                if found != announced {
+                    let names = format!("{} and {}", quoted(metadata.record.key("ftype")), quoted(ftype));
+                    return Err(Error::refused(format!(
+                        "{names} of {} do not belong together: announced {announced}, found {found}",
+                        quoted(metadata.record.key("product_name"))
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -252,6 +252,7 @@ impl Run<'_> {
             );
         }
         let taken = self.fetch_all(&intake, &wanted).await?;
+        intake.check_pairs(&taken)?;
         let images = wanted.iter().zip(&taken).map(|(image, taken)| synced(image, taken.action)).collect();
         let mut retired = Vec::new();
         let files: Vec<&[u8]> = catalog.files().map(|file| file.bytes.as_slice()).collect();

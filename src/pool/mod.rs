@@ -162,6 +162,22 @@ impl Pool {
         Ok(hash(&mut fs::open(&path)?, &path, transfer)? == *digest)
     }
 
+    /// The SHA-256 of several blobs, one after the other.
+    ///
+    /// # Errors
+    /// When one cannot be read; [`crate::base::Kind::Interrupted`] on Ctrl-C.
+    pub fn hash_joined(&self, blobs: &[&Digest]) -> Result<Digest> {
+        let mut hasher = Sha256::new();
+        for blob in blobs {
+            let path = self.blob_path(blob);
+            pump(&mut fs::open(&path)?, &path, &Silent, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })?;
+        }
+        Ok(Digest::from_bytes(DigestAlgorithm::Sha256, &hasher.finalize()))
+    }
+
     /// Removes a blob. The caller holds the pool's lock alone and knows that nothing needs it.
     ///
     /// # Errors

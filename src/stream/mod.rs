@@ -13,6 +13,7 @@
 mod armor;
 mod clearsign;
 pub mod filter;
+pub mod incus;
 pub mod index;
 mod json;
 pub mod key;
