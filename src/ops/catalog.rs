@@ -151,8 +151,8 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    /// The items that pass the filters and have a file, the newest `max`
-    /// versions of each product.
+    /// The items that pass the filters, the newest `max` versions of each
+    /// product. One without a file is an image's id in some cloud.
     ///
     /// # Errors
     /// [`Kind::Refused`] for a malformed document or item; [`Kind::Usage`]
@@ -168,8 +168,7 @@ impl Catalog {
             let link = listed.document.link();
             for item in products.select(filters, max) {
                 let item = item?;
-                // One without a file is an image's id in some cloud.
-                let Some(path) = item.path.as_ref().map(RelPath::to_string) else { continue };
+                let path = item.path.as_ref().map(RelPath::to_string).unwrap_or_default();
                 let chain = Chain { index: indexes[listed.index].clone(), products: link.clone(), path };
                 offers.push(Offer { item, chain });
             }

@@ -227,7 +227,8 @@ impl Run<'_> {
     }
 
     async fn take(&self, catalog: &Catalog, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
-        let Selection { offers, products } = catalog.select(filters, Some(self.request.max))?;
+        let Selection { mut offers, products } = catalog.select(filters, Some(self.request.max))?;
+        offers.retain(|offer| offer.item.path.is_some());
         if offers.is_empty() {
             return Err(Error::not_found(format!("'{}' offers no image that matches", self.source.name))
                 .hint("fewer filters match more; 'virga images --remote' shows what is offered"));
