@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Digest, Error, GuestName, ImageId, Result};
+use super::{Digest, Error, GuestName, Result};
 
 /// The version of the state folder's shape that this build reads and writes.
 pub const STATE_VERSION: u32 = 1;
@@ -93,23 +93,23 @@ impl Layout {
         self.partials().join(digest.hex())
     }
 
-    /// The folder of image records.
+    /// Blobs whose content turned out to have rotted.
     #[must_use]
-    pub fn images(&self) -> PathBuf {
-        self.pool().join("images")
+    pub fn quarantine(&self) -> PathBuf {
+        self.pool().join("quarantine")
     }
 
-    /// One image record.
+    /// The folder of all sources' states.
     #[must_use]
-    pub fn image(&self, id: &ImageId) -> PathBuf {
-        self.images().join(format!("{id}.json"))
+    pub fn streams(&self) -> PathBuf {
+        self.pool().join("streams")
     }
 
-    /// The last verified metadata of a source. `source` must be a
-    /// [source name](crate::stream::source): plain characters only.
+    /// The state of a source: records of its images, and its last verified
+    /// metadata. `source` must be a [source name](crate::stream::source): plain characters only.
     #[must_use]
     pub fn stream(&self, source: &str) -> PathBuf {
-        self.pool().join("streams").join(source)
+        self.streams().join(source)
     }
 
     /// The folder of all guests.

@@ -1,11 +1,14 @@
 //! Argument types shared by several verbs.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
 use super::render::Format;
 use crate::base::{ByteSize, Error};
+use crate::ops::sync::FromSources;
 
 /// `--format`.
 #[derive(Args, Clone, Copy, Debug)]
@@ -13,6 +16,44 @@ pub struct FormatArg {
     /// How to print: columns for people or JSON for programs
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
+}
+
+/// Where images come from, and on what terms.
+#[derive(Args, Clone, Debug)]
+pub struct FromArgs {
+    /// A source's name or a URL; given several times, they are tried in turn [default: ubuntu]
+    #[arg(long = "source", value_name = "NAME|URL")]
+    sources: Vec<String>,
+    /// Trust the keys in this file instead of the source's own
+    #[arg(long, value_name = "FILE")]
+    keyring: Option<PathBuf>,
+    /// Take metadata without a signature: whoever is on the way can then replace an image
+    #[arg(long, conflicts_with = "keyring")]
+    unsigned: bool,
+    /// Take metadata that is older than what was verified last, or than the source allows
+    #[arg(long)]
+    allow_older: bool,
+}
+
+impl FromArgs {
+    /// Whether any of them was given.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.sources.is_empty() || self.keyring.is_some() || self.unsigned || self.allow_older
+    }
+}
+
+impl From<FromArgs> for FromSources {
+    fn from(args: FromArgs) -> Self {
+        let FromArgs { sources, keyring, unsigned, allow_older } = args;
+        FromSources { sources, keyring, unsigned, allow_older }
+    }
+}
+
+/// A number from 1, for clap.
+#[must_use]
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 /// `--timeout`.

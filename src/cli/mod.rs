@@ -18,6 +18,7 @@ mod prune;
 mod ssh;
 mod stream;
 mod sync;
+mod template;
 mod wait;
 
 use std::process::ExitCode;
@@ -57,7 +58,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 no such image or guest, 4 timed out,
 enum Command {
     /// Fetch and verify images from a source
     Sync(sync::Args),
-    /// List the images in the pool
+    /// List the images in the pool or at a source, check and remove them
     #[command(visible_alias = "query")]
     Images(images::Args),
     /// Remove what neither an image nor a guest needs

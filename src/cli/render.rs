@@ -47,6 +47,6 @@ pub fn json<T: serde::Serialize>(value: &T) -> Result<()> {
 }
 
 /// Text from a stream or a guest without control characters: a terminal must not obey it.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -1,35 +1,28 @@
 //! `virga sync`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::FormatArg;
+use super::args::{self, FormatArg, FromArgs};
+use super::images::chain;
 use super::render::{self, Format};
 use super::term;
 use crate::base::{ByteSize, Result};
 use crate::ops::sync::{Action, SyncReport, SyncRequest};
-use crate::ops::{Env, sync};
+use crate::ops::{Env, images, sync};
 
 /// `virga sync`
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Which images, as in release=noble arch=amd64 [default: arch=<this machine's>]
+    /// Which images, as in noble, 24.04/arm64 or release=noble arch=amd64 [default: arch=<this machine's>]
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
-    /// A source's name or a URL [default: ubuntu]
-    #[arg(long, value_name = "NAME|URL")]
-    source: Option<String>,
-    /// Trust the keys in this file instead of the source's own
-    #[arg(long, value_name = "FILE")]
-    keyring: Option<PathBuf>,
-    /// Take metadata without a signature: whoever is on the way can then replace an image
-    #[arg(long, conflicts_with = "keyring")]
-    unsigned: bool,
-    /// Take metadata that is older than what was verified last
+    #[command(flatten)]
+    from: FromArgs,
+    /// Use no network: check that what was verified last is in the pool
     #[arg(long)]
-    allow_older: bool,
+    offline: bool,
     /// Fetch the newest N versions of each product
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = args::at_least_one())]
     max: usize,
     /// Keep the records of older versions
     #[arg(long)]
@@ -37,6 +30,9 @@ pub struct Args {
     /// Only say what would be fetched
     #[arg(long)]
     dry_run: bool,
+    /// Show why each image is trusted: key, signature, index, products, digest
+    #[arg(long, conflicts_with = "dry_run")]
+    explain: bool,
     /// List the sources that are known and end
     #[arg(long, exclusive = true)]
     list_sources: bool,
@@ -57,10 +53,8 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     let report = sync::sync(
         env,
         &SyncRequest {
-            source: args.source,
-            keyring: args.keyring,
-            unsigned: args.unsigned,
-            allow_older: args.allow_older,
+            from: args.from.into(),
+            offline: args.offline,
             max: args.max,
             keep: args.keep,
             dry_run,
@@ -70,6 +64,11 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     match format {
         Format::Json => render::json(&report)?,
         Format::Table => lines(env, &report, dry_run),
+    }
+    if args.explain && format == Format::Table {
+        for image in &report.images {
+            images::images(env, &[image.id.to_string()])?.iter().for_each(|line| term::data(&chain(line)));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

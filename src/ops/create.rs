@@ -167,14 +167,19 @@ impl Base {
             return Err(Error::not_found(format!("the content of image {} is missing from the pool", record.id))
                 .hint("fetch it again with 'virga sync'"));
         }
+        let Some(disk) = record.disk else {
+            let ftype = crate::base::name::quoted(record.key("ftype"));
+            return Err(Error::usage(format!("image {} is no disk image but {ftype}", record.id))
+                .hint("'virga images' shows which images have a disk"));
+        };
         let arch = record.key("arch");
         Ok(Base {
             path: pool.blob_path(&record.blob),
             arch: if arch.is_empty() { Arch::host() } else { arch.parse()? },
             image: Some(record.id),
             blob: record.blob,
-            format: record.format,
-            virtual_size: record.virtual_size,
+            format: disk.format,
+            virtual_size: disk.virtual_size,
             keys: record.keys,
         })
     }

@@ -41,7 +41,7 @@ fn keyrings(env: Env<'_>) -> Vec<Finding> {
     };
     let mut findings: Vec<Finding> = Vec::new();
     for source in sources.iter().filter(|source| source.signed) {
-        let (level, detail, hint) = match super::sync::keyring_of(source) {
+        let (level, detail, hint) = match super::catalog::keyring_of(source) {
             Ok(keyring) => {
                 let keys: Vec<String> = keyring.fingerprints().iter().map(ToString::to_string).collect();
                 (Level::Ok, format!("trusted key {}", keys.join(", ")), None)

@@ -15,6 +15,8 @@ pub struct Listed {
     pub record: ImageRecord,
     /// How many guests stand on it.
     pub guests: usize,
+    /// Whether its bytes are in the pool.
+    pub present: bool,
 }
 
 /// Images of the pool that match all filters, by product, newest first.
@@ -27,13 +29,13 @@ pub fn images(env: Env<'_>, filters: &[String]) -> Result<Vec<Listed>> {
     let records = pool.records()?;
     let filters = match filters {
         [only] if only.parse::<ImageId>().is_ok() => {
-            return with_guests(env, records.into_iter().filter(|record| record.id.as_str() == only));
+            return with_guests(env, &pool, records.into_iter().filter(|record| record.id.as_str() == only));
         }
         filters => Filters::parse(filters)?,
     };
     let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
     let unknown = unknown_keys(&filters, keys);
-    let mut listed = with_guests(env, records.into_iter().filter(|record| filters.matches(&record.keys)))?;
+    let mut listed = with_guests(env, &pool, records.into_iter().filter(|record| filters.matches(&record.keys)))?;
     if let (Some(error), true) = (unknown, listed.is_empty()) {
         return Err(error);
     }
@@ -42,14 +44,18 @@ pub fn images(env: Env<'_>, filters: &[String]) -> Result<Vec<Listed>> {
 }
 
 /// Records with the number of guests that were made of each.
-fn with_guests(env: Env<'_>, records: impl Iterator<Item = ImageRecord>) -> Result<Vec<Listed>> {
+fn with_guests(env: Env<'_>, pool: &Pool, records: impl Iterator<Item = ImageRecord>) -> Result<Vec<Listed>> {
     let guests = crate::guest::list(&env.settings.layout)?;
     let made_of = |entry: &crate::guest::Entry, record: &ImageRecord| match entry {
         crate::guest::Entry::Known(guest) => guest.origin.image.as_ref() == Some(&record.id),
         crate::guest::Entry::Broken(..) => false,
     };
     let count = |record: &ImageRecord| guests.iter().filter(|entry| made_of(entry, record)).count();
-    Ok(records.map(|record| Listed { guests: count(&record), record }).collect())
+    let listed = |record: ImageRecord| {
+        let (guests, present) = (count(&record), pool.has_blob(&record.blob));
+        Listed { record, guests, present }
+    };
+    Ok(records.map(listed).collect())
 }
 
 /// Sort key: product upwards, version downwards.
@@ -101,8 +107,9 @@ pub fn resolve(pool: &Pool, filters: &[String]) -> Result<ImageRecord> {
         });
     }
     let parsed = with_default_arch(filters)?;
-    let mut matching: Vec<ImageRecord> =
-        pool.records()?.into_iter().filter(|record| parsed.matches(&record.keys)).collect();
+    let mut matching = pool.records()?;
+    // Retired ones and files that are no disks are there for whoever names them by id.
+    matching.retain(|record| record.retired_at.is_none() && record.disk.is_some() && parsed.matches(&record.keys));
     matching.sort_by(|a, b| order(a).cmp(&order(b)));
     let kinds: BTreeSet<(&str, &str, &str)> = matching
         .iter()

@@ -2,17 +2,21 @@
 //! with locks and undo; they know neither clap nor the terminal nor any
 //! driver by name.
 
+mod catalog;
 pub mod control;
 pub mod create;
 pub mod destroy;
 pub mod doctor;
 pub mod images;
+mod intake;
 pub mod list;
 pub mod prune;
 pub mod publish;
+pub mod remote;
 pub mod serve;
 pub mod ssh;
 pub mod sync;
+pub mod upkeep;
 pub mod wait;
 
 use crate::base::plan::DriverKind;

@@ -4,7 +4,7 @@
 //! A blob that exists was verified. It is read-only and never changes; guests
 //! stand on it.
 
-mod cache;
+mod generation;
 mod record;
 mod sweep;
 
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-pub use cache::{Cached, StreamCache};
-pub use record::ImageRecord;
+pub use generation::{Generation, Kept};
+pub use record::{Chain, DiskFacts, ImageRecord, Link, Signature};
 pub use sweep::Swept;
 
 use crate::base::lock::{FileLock, Mode};
@@ -58,7 +58,7 @@ impl Pool {
     /// # Errors
     /// When they cannot be made.
     pub fn open(layout: &Layout) -> Result<Self> {
-        for dir in [layout.blobs(), layout.partials(), layout.images()] {
+        for dir in [layout.blobs(), layout.partials(), layout.streams()] {
             fs::create_private_dir(&dir)?;
         }
         Ok(Pool { layout: layout.clone() })
@@ -162,12 +162,25 @@ impl Pool {
         Ok(hash(&mut fs::open(&path)?, &path, transfer)? == *digest)
     }
 
-    /// The last verified metadata of a source.
+    /// Removes a blob. The caller holds the pool's lock alone and knows that nothing needs it.
     ///
     /// # Errors
-    /// When its folder cannot be made.
-    pub fn stream_cache(&self, source: &str) -> Result<StreamCache> {
-        StreamCache::open(self.layout.stream(source))
+    /// When it cannot be removed.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<()> {
+        fs::remove_file(&self.blob_path(digest))
+    }
+
+    /// Takes a rotten blob out of use: it is moved aside, where nothing looks
+    /// for it and the next sweep removes it. Returns where it is now.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn quarantine(&self, digest: &Digest) -> Result<PathBuf> {
+        let folder = self.layout.quarantine();
+        fs::create_private_dir(&folder)?;
+        let to = folder.join(digest.hex());
+        fs::rename(&self.blob_path(digest), &to)?;
+        Ok(to)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Image records: one small JSON file an image.
+//! Image records: what is known of one image.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Pool;
 use crate::base::plan::DiskFormat;
-use crate::base::{Digest, ImageId, Result, fs};
+use crate::base::{Digest, ImageId, Result};
 
 /// What is known of one image: what its stream said, and which blob it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,14 +24,60 @@ pub struct ImageRecord {
     pub blob: Digest,
     /// Bytes of the blob.
     pub size: u64,
-    /// The blob's format, as read from it.
+    /// What a guest sees of it; `None` for a file that is no disk image.
+    pub disk: Option<DiskFacts>,
+    /// When it was fetched.
+    pub synced_at: Timestamp,
+    /// Since when the source no longer offers it, or a newer version replaced it.
+    pub retired_at: Option<Timestamp>,
+    /// Why it is trusted.
+    pub chain: Chain,
+}
+
+/// What the header of a disk image says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFacts {
+    /// The format, as read from the blob.
     pub format: DiskFormat,
     /// Bytes that a guest sees.
     pub virtual_size: u64,
-    /// When it was fetched.
-    pub synced_at: Timestamp,
-    /// Fingerprint of the key that signed for it; `None` for an unsigned source.
-    pub signer: Option<String>,
+}
+
+/// The chain of trust from a key to an image's bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// The index that led to the products document.
+    pub index: Link,
+    /// The products document that announced the image's digest.
+    pub products: Link,
+    /// Where the bytes lie, from the stream's root.
+    pub path: String,
+}
+
+/// One document of the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Where it came from, without credentials.
+    pub url: String,
+    /// SHA-256 of the verified text, hexadecimal.
+    pub sha256: String,
+    /// Who signed it; `None` when it was taken unsigned.
+    pub signature: Option<Signature>,
+}
+
+/// A signature that was verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// The primary key: what is pinned.
+    pub fingerprint: String,
+    /// The key that signed: the primary or a sub-key.
+    pub signing_key: String,
+    /// The key's name for its owner.
+    pub user_id: String,
+    /// When the signature says that it was made.
+    pub signed_at: Timestamp,
+    /// The hash that was signed, as in `SHA512`.
+    pub hash: String,
 }
 
 impl ImageRecord {
@@ -40,21 +86,28 @@ impl ImageRecord {
     pub fn key(&self, key: &str) -> &str {
         self.keys.get(key).map(String::as_str).unwrap_or_default()
     }
+
+    /// Fingerprint of the key that signed for it; `None` for an unsigned source.
+    #[must_use]
+    pub fn signer(&self) -> Option<&str> {
+        self.chain.products.signature.as_ref().map(|signature| signature.fingerprint.as_str())
+    }
 }
 
 impl Pool {
-    /// All records, by id. One that cannot be read is passed over with a
-    /// warning: the next sync writes it anew.
+    /// All records, retired ones too, by source and id. A source whose records
+    /// cannot be read is passed over with a warning.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn records(&self) -> Result<Vec<ImageRecord>> {
         let mut records = Vec::new();
-        for name in fs::list_dir(&self.layout.images())? {
-            let Some(Ok(id)) = name.strip_suffix(".json").map(str::parse::<ImageId>) else { continue };
-            match self.record(&id) {
-                Ok(record) => records.extend(record),
-                Err(error) => tracing::warn!(%id, cause = ?error.causes(), "the record of an image cannot be read"),
+        for source in self.sources()? {
+            match self.generation(&source) {
+                Ok(generation) => records.extend(generation.images.into_values()),
+                Err(error) => {
+                    tracing::warn!(source, cause = ?error.causes(), "the records of a source cannot be read");
+                }
             }
         }
         Ok(records)
@@ -63,24 +116,22 @@ impl Pool {
     /// One record; `None` when there is none.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// When the folder cannot be read.
     pub fn record(&self, id: &ImageId) -> Result<Option<ImageRecord>> {
-        fs::read_json(&self.layout.image(id))
+        Ok(self.records()?.into_iter().find(|record| record.id == *id))
     }
 
-    /// Writes a record, atomically, over an older one.
+    /// Forgets images. Their blobs stay until a sweep. Those that are not there are passed over.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn put_record(&self, record: &ImageRecord) -> Result<()> {
-        fs::write_json(&self.layout.image(&record.id), record, 0o644)
-    }
-
-    /// Removes a record; being absent is success. Its blob stays until a sweep.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn remove_record(&self, id: &ImageId) -> Result<()> {
-        fs::remove_file(&self.layout.image(id))
+    /// When the records cannot be written.
+    pub fn forget(&self, ids: &[ImageId]) -> Result<()> {
+        for source in self.sources()? {
+            self.commit(&source, &[], |generation| {
+                generation.images.retain(|id, _| !ids.contains(id));
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }

@@ -12,6 +12,10 @@ use crate::base::{Digest, DigestAlgorithm, ImageId, Result, fs};
 pub struct Swept {
     /// Blobs and their sizes.
     pub blobs: Vec<(Digest, u64)>,
+    /// Records of images that were retired and that no guest needs.
+    pub retired: Vec<ImageId>,
+    /// Rotten blobs that had been moved aside.
+    pub quarantined: usize,
     /// Unfinished downloads.
     pub partials: usize,
     /// Files that killed commands were writing.
@@ -21,14 +25,15 @@ pub struct Swept {
 }
 
 impl Pool {
-    /// Removes blobs that no record and none of `in_use` names, unfinished
-    /// downloads, and temporary files. `_alone` proves that nobody else is at work.
+    /// Removes retired records whose blob is not in `in_use`, blobs that then
+    /// no record and none of `in_use` names, unfinished downloads, rotten blobs
+    /// and temporary files. `_alone` proves that nobody else is at work.
     ///
     /// # Errors
     /// When a folder cannot be read or something cannot be removed.
     pub fn sweep(&self, _alone: &FileLock, in_use: &BTreeSet<Digest>, dry_run: bool) -> Result<Swept> {
         let mut swept = Swept::default();
-        let needed = self.blobs_of_records()?;
+        let needed = self.sweep_records(in_use, &mut swept, dry_run)?;
         for name in fs::list_dir(&self.layout.blobs())? {
             let Ok(digest) = Digest::from_hex(DigestAlgorithm::Sha256, &name) else { continue };
             if !needed.contains(&digest) && !in_use.contains(&digest) {
@@ -42,9 +47,9 @@ impl Pool {
             }
         }
         self.sweep_partials(&mut swept, dry_run)?;
-        let streams = self.layout.pool().join("streams");
+        let streams = self.layout.streams();
         let sources = fs::list_dir(&streams)?.into_iter().map(|name| streams.join(name)).filter(|dir| dir.is_dir());
-        let ours = [self.layout.home().to_owned(), self.layout.blobs(), self.layout.images(), self.layout.pool()];
+        let ours = [self.layout.home().to_owned(), self.layout.blobs(), self.layout.pool()];
         for dir in ours.into_iter().chain(sources) {
             for name in fs::list_dir(&dir)? {
                 if name.starts_with(fs::TEMPORARY_PREFIX) {
@@ -53,18 +58,30 @@ impl Pool {
                 }
             }
         }
+        for name in fs::list_dir(&self.layout.quarantine())? {
+            swept.quarantined += 1;
+            swept.bytes += remove(&self.layout.quarantine().join(name), dry_run)?;
+        }
         Ok(swept)
     }
 
-    /// A record that cannot be read makes this fail: nobody knows then what it names.
-    fn blobs_of_records(&self) -> Result<BTreeSet<Digest>> {
+    /// Removes records that are retired and unused. Returns the blobs that the others name.
+    /// Records that cannot be read make this fail: nobody knows then what they name.
+    fn sweep_records(&self, in_use: &BTreeSet<Digest>, swept: &mut Swept, dry_run: bool) -> Result<BTreeSet<Digest>> {
         let mut needed = BTreeSet::new();
-        for name in fs::list_dir(&self.layout.images())? {
-            let Some(Ok(id)) = name.strip_suffix(".json").map(str::parse::<ImageId>) else { continue };
-            let record = self.record(&id).map_err(|error| {
-                error.hint(format!("remove it, and sync again: {}", self.layout.image(&id).display()))
+        for source in self.sources()? {
+            let generation = self.generation(&source).map_err(|error| {
+                error.hint(format!("remove it, and sync again: {}", self.layout.stream(&source).display()))
             })?;
-            needed.extend(record.map(|record| record.blob));
+            let (gone, stays): (Vec<_>, Vec<_>) = generation
+                .images
+                .into_values()
+                .partition(|record| record.retired_at.is_some() && !in_use.contains(&record.blob));
+            needed.extend(stays.into_iter().map(|record| record.blob));
+            swept.retired.extend(gone.into_iter().map(|record| record.id));
+        }
+        if !dry_run {
+            self.forget(&swept.retired)?;
         }
         Ok(needed)
     }

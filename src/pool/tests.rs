@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::base::plan::DiskFormat;
 use crate::base::progress::Silent;
-use crate::base::{ImageId, RelPath, name};
+use crate::base::{ImageId, RelPath};
 
 fn pool() -> (tempfile::TempDir, Pool) {
     let folder = tempfile::tempdir().unwrap();
@@ -31,11 +31,23 @@ fn record(blob: &Digest, version: &str) -> ImageRecord {
         announced: blob.clone(),
         blob: blob.clone(),
         size: 1,
-        format: DiskFormat::Raw,
-        virtual_size: 512,
+        disk: Some(DiskFacts { format: DiskFormat::Raw, virtual_size: 512 }),
         synced_at: jiff::Timestamp::UNIX_EPOCH,
-        signer: None,
+        retired_at: None,
+        chain: Chain { index: link(), products: link(), path: "p".into() },
     }
+}
+
+fn link() -> Link {
+    Link { url: "https://h/i".into(), sha256: "00".into(), signature: None }
+}
+
+fn put(pool: &Pool, record: &ImageRecord) {
+    pool.commit(&record.source, &[], |generation| {
+        generation.images.insert(record.id.clone(), record.clone());
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]
@@ -78,9 +90,9 @@ fn a_file_is_imported_once_by_its_content() {
 fn a_sweep_keeps_what_a_record_or_a_guest_needs() {
     let (_folder, pool) = pool();
     let (listed, used, loose) = (adopt(&pool, b"1"), adopt(&pool, b"2"), adopt(&pool, b"3"));
-    pool.put_record(&record(&listed, "v1")).unwrap();
+    put(&pool, &record(&listed, "v1"));
     fs::write_new(&pool.layout.partials().join("ab"), b"half", 0o600).unwrap();
-    fs::write_new(&pool.layout.images().join(".virga-tmp-x"), b"half", 0o600).unwrap();
+    fs::write_new(&pool.layout.stream("s").join(".virga-tmp-x"), b"half", 0o600).unwrap();
     let in_use = BTreeSet::from([used.clone()]);
 
     let alone = pool.lock_exclusive().unwrap();
@@ -93,30 +105,87 @@ fn a_sweep_keeps_what_a_record_or_a_guest_needs() {
 }
 
 #[test]
-fn records_come_back_and_a_broken_one_hides_no_other() {
+fn a_sweep_takes_retired_images_that_no_guest_needs() {
+    let (_folder, pool) = pool();
+    let (old, used) = (adopt(&pool, b"old"), adopt(&pool, b"used"));
+    for (blob, version) in [(&old, "v1"), (&used, "v2")] {
+        put(&pool, &ImageRecord { retired_at: Some(jiff::Timestamp::UNIX_EPOCH), ..record(blob, version) });
+    }
+    let in_use = BTreeSet::from([used.clone()]);
+    let alone = pool.lock_exclusive().unwrap();
+    assert_eq!(pool.sweep(&alone, &in_use, true).unwrap().retired.len(), 1);
+    assert_eq!(pool.records().unwrap().len(), 2, "a dry run removes nothing");
+    pool.sweep(&alone, &in_use, false).unwrap();
+    let left = pool.records().unwrap();
+    assert_eq!(left.iter().map(|record| &record.blob).collect::<Vec<_>>(), [&used]);
+    assert!(pool.has_blob(&used) && !pool.has_blob(&old));
+}
+
+#[test]
+fn records_come_back_and_a_broken_source_hides_no_other() {
     let (_folder, pool) = pool();
     let one = record(&sha256(b"1"), "v1");
-    pool.put_record(&one).unwrap();
+    put(&pool, &one);
     assert_eq!(pool.record(&one.id).unwrap(), Some(one.clone()));
-    fs::write_atomic(&pool.layout.images().join("000000000000.json"), b"{", 0o644).unwrap();
-    fs::write_atomic(&pool.layout.images().join("README"), b"x", 0o644).unwrap();
+    fs::create_private_dir(&pool.layout.stream("torn")).unwrap();
+    fs::write_atomic(&pool.layout.stream("torn").join("generation.json"), b"{", 0o644).unwrap();
     assert_eq!(pool.records().unwrap(), std::slice::from_ref(&one));
-    pool.remove_record(&one.id).unwrap();
-    pool.remove_record(&one.id).unwrap();
+    let alone = pool.lock_exclusive().unwrap();
+    assert!(pool.sweep(&alone, &BTreeSet::new(), true).is_err(), "nobody knows what the torn one names");
+    fs::remove_file(&pool.layout.stream("torn").join("generation.json")).unwrap();
+    pool.forget(std::slice::from_ref(&one.id)).unwrap();
+    pool.forget(std::slice::from_ref(&one.id)).unwrap();
     assert!(pool.record(&one.id).unwrap().is_none());
 }
 
 #[test]
-fn cached_metadata_is_whole_or_absent() {
+fn a_commit_is_all_or_nothing() {
     let (_folder, pool) = pool();
-    let cache = pool.stream_cache("ubuntu").unwrap();
     let path: RelPath = "streams/v1/index.sjson".parse().unwrap();
-    assert!(cache.get(&path).unwrap().is_none());
-    cache.put(&path, b"signed", Some("\"e\""), None).unwrap();
-    let cached = cache.get(&path).unwrap().unwrap();
-    assert_eq!((cached.bytes.as_slice(), cached.etag.as_deref()), (&b"signed"[..], Some("\"e\"")));
-    // Notes of another time than the file's.
-    let data = pool.layout.stream("ubuntu").join(format!("{}.data", name::hex(&Sha256::digest(path.as_str())[..16])));
-    fs::write_atomic(&data, b"torn", 0o600).unwrap();
-    assert!(cache.get(&path).unwrap().is_none());
+    let kept = Kept::new(b"signed", "https://h/streams/v1/index.sjson".into(), None);
+    let one = record(&sha256(b"1"), "v1");
+    pool.commit("s", &[b"signed"], |generation| {
+        generation.metadata.insert(path.clone(), kept.clone());
+        generation.images.insert(one.id.clone(), one.clone());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(pool.metadata("s", &kept).unwrap(), b"signed");
+    let before = pool.generation("s").unwrap();
+
+    let newer = Kept::new(b"newer", "https://h/streams/v1/index.sjson".into(), None);
+    let failed = pool.commit("s", &[b"newer"], |generation| {
+        generation.metadata.insert(path.clone(), newer.clone());
+        generation.images.clear();
+        Err(crate::base::Error::failed("no"))
+    });
+    assert!(failed.is_err());
+    assert_eq!(pool.generation("s").unwrap(), before);
+    assert!(pool.metadata("s", &newer).is_none());
+
+    pool.commit("s", &[b"newer"], |generation| {
+        generation.metadata.insert(path.clone(), newer.clone());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(pool.metadata("s", &newer).unwrap(), b"newer");
+    assert!(pool.metadata("s", &kept).is_none(), "what no generation names is gone");
+
+    fs::write_atomic(&pool.layout.stream("s").join(&newer.sha256), b"torn", 0o600).unwrap();
+    assert!(pool.metadata("s", &newer).is_none(), "bytes that are not whole are as good as none");
+}
+
+#[test]
+fn a_rotten_blob_is_out_of_the_way() {
+    let (_folder, pool) = pool();
+    let digest = adopt(&pool, b"image");
+    let path = pool.blob_path(&digest);
+    fs::set_mode(&path, 0o644).unwrap();
+    fs::write_atomic(&path, b"rotten", 0o444).unwrap();
+    assert!(!pool.verify_blob(&digest, &Silent).unwrap());
+    let aside = pool.quarantine(&digest).unwrap();
+    assert!(!pool.has_blob(&digest) && aside.is_file());
+    let alone = pool.lock_exclusive().unwrap();
+    assert_eq!(pool.sweep(&alone, &BTreeSet::new(), false).unwrap().quarantined, 1);
+    assert!(!aside.exists());
 }

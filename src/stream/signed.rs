@@ -79,6 +79,13 @@ pub fn verify_detached(body: &[u8], signature: &[u8], keyring: &Keyring, now: Ti
     Ok(Verified { payload: body.to_vec(), signers })
 }
 
+/// Whether a document carries its signature within itself: it is then to be
+/// verified with [`verify_inline`], any other with [`verify_detached`].
+#[must_use]
+pub fn is_inline(document: &[u8]) -> bool {
+    clearsign::is_framed(document)
+}
+
 /// The text of a document from a source that is unsigned by the user's own
 /// decision: of a clear-signed one what stands between its marks, any other as it is. Nothing is verified.
 ///

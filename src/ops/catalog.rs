@@ -1,0 +1,430 @@
+//! What a source offers: its metadata fetched, verified and read. Whoever
+//! syncs, mirrors or asks what there is begins here.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use reqwest::Url;
+use sha2::{Digest as _, Sha256};
+
+use super::{Env, images};
+use crate::base::{Context as _, Error, Kind, RelPath, Result, name};
+use crate::fetch::{Fetcher, Metadata, Validators};
+use crate::pool::{Chain, Generation, Kept, Link, Pool, Signature};
+use crate::stream::filter::Filters;
+use crate::stream::index::{IndexEntry, Trail, parse_index};
+use crate::stream::key::Keyring;
+use crate::stream::product::{Item, parse_products};
+use crate::stream::signed::{self, Signer};
+use crate::stream::source::Source;
+
+/// Most bytes of one metadata file. Ubuntu's largest has 3 MB.
+const METADATA_LIMIT: u64 = 256 << 20;
+
+/// How many products documents are fetched side by side.
+const PARALLEL: usize = 4;
+
+/// How the network is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    /// The server is asked whether its metadata is newer than the copy.
+    Ask,
+    /// The metadata is fetched whatever the copy is: something did not fit.
+    Anew,
+    /// Only the copy that was verified last.
+    Offline,
+}
+
+/// What a document must show before it is read.
+pub(super) enum Trust {
+    Keys(Box<Keyring>),
+    Nobody,
+}
+
+impl Trust {
+    /// # Errors
+    /// [`Kind::Refused`] when the source must be signed and its keys are not there.
+    pub(super) fn of(env: Env<'_>, source: &Source) -> Result<Self> {
+        if source.signed {
+            return Ok(Trust::Keys(Box::new(keyring_of(source)?)));
+        }
+        env.reporter.warn(&format!(
+            "'{}' is taken unsigned: whoever is on the way to {} can replace its images",
+            source.name, source.url
+        ));
+        Ok(Trust::Nobody)
+    }
+}
+
+/// The keys that a source's metadata must be signed by.
+///
+/// # Errors
+/// [`Kind::Refused`] when there is no keyring, or none of the pinned keys is in it.
+pub fn keyring_of(source: &Source) -> Result<Keyring> {
+    let Some(path) = source.keyrings.iter().find(|path| path.exists()) else {
+        let tried: Vec<String> = source.keyrings.iter().map(|path| path.display().to_string()).collect();
+        return Err(Error::refused(format!("the keyring of '{}' is missing: {}", source.name, tried.join(", ")))
+            .hint(source.keyring_hint()));
+    };
+    let keyring = Keyring::from_file(path).map_err(|error| error.with_kind(Kind::Refused))?;
+    if source.fingerprints.is_empty() {
+        return Ok(keyring);
+    }
+    let pins = source.fingerprints.iter().map(|text| text.parse()).collect::<Result<Vec<_>>>()?;
+    keyring.pinned(&pins)
+}
+
+/// A metadata file as it came.
+#[derive(Clone)]
+pub(super) struct File {
+    /// From the stream's root.
+    pub path: RelPath,
+    pub bytes: Vec<u8>,
+    pub kept: Kept,
+}
+
+/// A verified document.
+pub(super) struct Document {
+    pub file: File,
+    /// The detached signature, where the document does not carry its own.
+    pub signature: Option<File>,
+    /// Exactly what was verified: the only thing that may be parsed.
+    pub text: Vec<u8>,
+    signer: Option<Signer>,
+}
+
+impl Document {
+    fn link(&self) -> Link {
+        let signature = self.signer.as_ref().map(|signer| Signature {
+            fingerprint: signer.fingerprint.to_string(),
+            signing_key: signer.signing_key.to_string(),
+            user_id: signer.user_id.clone(),
+            signed_at: signer.signed_at,
+            hash: signer.hash.clone(),
+        });
+        Link { url: self.file.kept.url.clone(), sha256: name::hex(&Sha256::digest(&self.text)), signature }
+    }
+
+    fn files(&self) -> impl Iterator<Item = &File> {
+        std::iter::once(&self.file).chain(&self.signature)
+    }
+}
+
+/// A products document and the index that led to it.
+pub(super) struct Listed {
+    pub entry: IndexEntry,
+    pub document: Document,
+    /// Which of the catalog's indexes has the entry.
+    index: usize,
+}
+
+/// An item that the source offers, and why it is trusted.
+pub(super) struct Offer {
+    pub item: Item,
+    pub chain: Chain,
+}
+
+/// What filters choose of a catalog.
+pub(super) struct Selection {
+    /// Product by product, newest version first.
+    pub offers: Vec<Offer>,
+    /// The names of all products in the documents that were read, chosen or not.
+    pub products: BTreeSet<String>,
+}
+
+/// All metadata of a source at one moment, as far as the filters need it.
+pub(super) struct Catalog {
+    pub indexes: Vec<Document>,
+    pub products: Vec<Listed>,
+}
+
+impl Catalog {
+    /// The items that pass the filters and have a file, the newest `max`
+    /// versions of each product.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] for a malformed document or item; [`Kind::Usage`]
+    /// for filters with keys that nothing has, when nothing matches.
+    pub(super) fn select(&self, filters: &Filters, max: Option<usize>) -> Result<Selection> {
+        let indexes: Vec<Link> = self.indexes.iter().map(Document::link).collect();
+        let (mut offers, mut seen, mut names) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        for listed in &self.products {
+            let what = format!("'{}'", listed.document.file.kept.url);
+            let products = parse_products(&listed.document.text, Some(&listed.entry.content_id), &what)?;
+            names.extend(products.names().map(str::to_owned));
+            let before = offers.len();
+            let link = listed.document.link();
+            for item in products.select(filters, max) {
+                let item = item?;
+                // One without a file is an image's id in some cloud.
+                let Some(path) = item.path.as_ref().map(RelPath::to_string) else { continue };
+                let chain = Chain { index: indexes[listed.index].clone(), products: link.clone(), path };
+                offers.push(Offer { item, chain });
+            }
+            if offers.len() == before {
+                let every = Filters::default();
+                let any = products.select(&every, None).filter_map(Result::ok);
+                seen.extend(any.flat_map(|item| item.keys.into_keys()));
+            }
+        }
+        if offers.is_empty()
+            && let Some(error) = images::unknown_keys(filters, seen.iter().map(String::as_str))
+        {
+            return Err(error);
+        }
+        Ok(Selection { offers, products: names })
+    }
+
+    /// Every file that was read, signatures too.
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
+        let documents = self.indexes.iter().chain(self.products.iter().map(|listed| &listed.document));
+        documents.flat_map(Document::files)
+    }
+
+    /// Whether another reading found the very same bytes.
+    pub(super) fn same_as(&self, other: &Catalog) -> bool {
+        self.files().map(|file| &file.kept.sha256).eq(other.files().map(|file| &file.kept.sha256))
+    }
+
+    /// Brings what is kept of the source up to this catalog. Other products
+    /// documents that its indexes still name stay.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when somebody kept newer metadata meanwhile, unless `allow_older`.
+    pub(super) fn keep(&self, generation: &mut Generation, allow_older: bool) -> Result<()> {
+        for file in self.files() {
+            let known = generation.metadata.get(&file.path);
+            if !allow_older && known.and_then(|known| known.updated) > file.kept.updated && file.kept.updated.is_some()
+            {
+                return Err(overtaken());
+            }
+            generation.metadata.insert(file.path.clone(), file.kept.clone());
+        }
+        Ok(())
+    }
+}
+
+fn overtaken() -> Error {
+    Error::refused("another sync took newer metadata meanwhile").hint("try again")
+}
+
+/// Reads a source's metadata.
+pub(super) struct Reader<'a> {
+    pub pool: &'a Pool,
+    pub env: Env<'a>,
+    pub fetcher: Fetcher,
+    pub source: &'a Source,
+    pub trust: &'a Trust,
+    /// Take metadata that is older than what was verified last.
+    pub allow_older: bool,
+}
+
+/// Where one reading takes its files from: a root, or what was kept.
+#[derive(Clone, Copy)]
+struct From<'a> {
+    root: &'a str,
+    network: Network,
+    known: &'a Generation,
+}
+
+impl Reader<'_> {
+    /// Reads the indexes and those products documents that the filters do not
+    /// rule out. Roots are tried in turn; when none can be reached, what was
+    /// verified last is taken, with a warning. Changes nothing on disk.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when anything cannot be verified, is older than what
+    /// was, or malformed; [`Kind::NotFound`] when there is no such stream, or nothing was
+    /// kept to be offline with; else as the network says.
+    pub(super) async fn read(&self, filters: &Filters, network: Network) -> Result<Catalog> {
+        let known = self.pool.generation(&self.source.name)?;
+        let mut first: Option<Error> = None;
+        let roots = [self.source.url.as_str()];
+        if network != Network::Offline {
+            for root in roots {
+                match self.walk(From { root, network, known: &known }, filters).await {
+                    Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Usage) => return Err(error),
+                    Err(error) => {
+                        tracing::info!(root, %error, "the metadata cannot be read from here");
+                        first.get_or_insert(error);
+                    }
+                    read => return read,
+                }
+            }
+        }
+        let from = From { root: &self.source.url, network: Network::Offline, known: &known };
+        match first {
+            None => self.walk(from, filters).await,
+            Some(error) if matches!(error.kind(), Kind::Failed | Kind::TimedOut) && !known.metadata.is_empty() => {
+                // What is wrong with the copy is of no interest: the network is what failed.
+                let Ok(copy) = self.walk(from, filters).await else { return Err(error) };
+                self.env.reporter.warn(&format!("{error}; going on with the metadata that was verified last"));
+                Ok(copy)
+            }
+            Some(error) => Err(error),
+        }
+    }
+
+    async fn walk(&self, from: From<'_>, filters: &Filters) -> Result<Catalog> {
+        use futures_util::{StreamExt as _, TryStreamExt as _};
+        let mut trail = Trail::default();
+        let (mut open, mut indexes, mut entries) = (vec![self.source.path.clone()], Vec::new(), Vec::new());
+        while let Some(path) = open.pop() {
+            if !trail.enter(&path)? {
+                continue;
+            }
+            let document = self.document(from, &path).await?;
+            let index = parse_index(&document.text, &format!("'{}'", document.file.kept.url))?;
+            for entry in index.entries {
+                if entry.is_index() {
+                    open.push(entry.path);
+                } else if entry.is_products() && datatype_matches(filters, entry.datatype.as_deref()) {
+                    entries.push((indexes.len(), entry));
+                }
+            }
+            indexes.push(document);
+        }
+        let reads = entries.into_iter().map(|(index, entry)| async move {
+            let document = self.document(from, &entry.path).await?;
+            Ok::<_, Error>(Listed { entry, document, index })
+        });
+        let products = futures_util::stream::iter(reads).buffered(PARALLEL).try_collect().await?;
+        Ok(Catalog { indexes, products })
+    }
+
+    /// One document, verified by the signature within it or beside it.
+    async fn document(&self, from: From<'_>, path: &RelPath) -> Result<Document> {
+        let mut file = self.file(from, path).await?;
+        let what = format!("'{}'", file.kept.url);
+        let mut signature = None;
+        if let Trust::Keys(_) = self.trust
+            && !path.as_str().ends_with(".sjson")
+            && !signed::is_inline(&file.bytes)
+        {
+            let beside: RelPath = format!("{path}.gpg").parse()?;
+            signature = Some(self.file(from, &beside).await.map_err(|error| {
+                match error.kind() {
+                    Kind::NotFound => Error::refused(format!("{what} is not signed: there is no '{beside}'"))
+                        .hint("a source that nobody signs is taken with --unsigned only"),
+                    _ => error,
+                }
+            })?);
+        }
+        let (text, signer) = self.check(&file.bytes, signature.as_ref().map(|file| file.bytes.as_slice()), &what)?;
+        if from.network != Network::Offline {
+            file.kept.updated = self.refuse_older(&text, &file, from.known, &what)?;
+        }
+        Ok(Document { file, signature, text, signer })
+    }
+
+    /// A file as the server has it, or the copy if the server has nothing else.
+    async fn file(&self, from: From<'_>, path: &RelPath) -> Result<File> {
+        let url = parse(&crate::stream::source::join_url(from.root, path))?;
+        let shown = without_credentials(&url);
+        let kept = from.known.metadata.get(path);
+        let copy = || kept.and_then(|kept| Some((kept.clone(), self.pool.metadata(&self.source.name, kept)?)));
+        if from.network == Network::Offline {
+            let (kept, bytes) = copy().ok_or_else(|| {
+                Error::not_found(format!("'{shown}' was never fetched")).hint("sync once with the network")
+            })?;
+            return Ok(File { path: path.clone(), bytes, kept });
+        }
+        let copy = copy();
+        let known = copy.as_ref().filter(|(kept, _)| from.network == Network::Ask && kept.url == shown);
+        let validators =
+            known.map(|(kept, _)| Validators { etag: kept.etag.clone(), last_modified: kept.last_modified.clone() });
+        match self.fetcher.metadata(&url, validators.as_ref(), METADATA_LIMIT).await? {
+            Metadata::Fresh { bytes, validators } => {
+                let mut kept = Kept::new(&bytes, shown, None);
+                (kept.etag, kept.last_modified) = (validators.etag, validators.last_modified);
+                Ok(File { path: path.clone(), bytes: bytes.into(), kept })
+            }
+            Metadata::NotModified => {
+                let (kept, bytes) = copy.ok_or_else(|| Error::failed(format!("'{shown}' was not sent")))?;
+                Ok(File { path: path.clone(), bytes, kept })
+            }
+        }
+    }
+
+    /// The bytes that may be parsed, and who signed them. Copies are checked
+    /// as well: the keys that are trusted may have changed.
+    fn check(&self, bytes: &[u8], signature: Option<&[u8]>, what: &str) -> Result<(Vec<u8>, Option<Signer>)> {
+        let Trust::Keys(keyring) = self.trust else { return Ok((signed::unsigned_text(bytes)?, None)) };
+        let now = Timestamp::now();
+        let verified = match signature {
+            Some(signature) => signed::verify_detached(bytes, signature, keyring, now),
+            None => signed::verify_inline(bytes, keyring, now),
+        };
+        let verified = verified.map_err(|error| {
+            Error::new(error.kind(), format!("{what} is not verified"))
+                .because(error)
+                .hint("if another key signs this source, pass it with --keyring FILE")
+        })?;
+        // The newest signature says most about how fresh the document is.
+        Ok((verified.payload, verified.signers.into_iter().max_by_key(|signer| signer.signed_at)))
+    }
+
+    /// Refuses a document that is older than the one that was verified last: a
+    /// mirror that is stuck, or somebody who replays what was signed once.
+    /// Returns when the document says that it was written.
+    fn refuse_older(&self, text: &[u8], file: &File, known: &Generation, what: &str) -> Result<Option<Timestamp>> {
+        let known_generation = known;
+        let known = known.metadata.get(&file.path);
+        if let Some(same) = known.filter(|known| known.sha256 == file.kept.sha256) {
+            return Ok(same.updated);
+        }
+        let now = updated(text);
+        if let (Some(then), Some(now)) = (known.and_then(|known| known.updated), now)
+            && now < then
+            && !self.allow_older
+            && self.vouched(&file.path, known_generation)
+        {
+            return Err(Error::refused(format!(
+                "{what} is older than the one that was verified last ({now} after {then})"
+            ))
+            .hint("the mirror may be out of date; try again later, or take it with --allow-older"));
+        }
+        Ok(now)
+    }
+
+    /// Whether the keys of today vouch for the copy of a document: one that
+    /// they don't says nothing about what is old.
+    fn vouched(&self, path: &RelPath, known: &Generation) -> bool {
+        let copy = |path: &str| {
+            let kept = known.metadata.get(&path.parse().ok()?)?;
+            self.pool.metadata(&self.source.name, kept)
+        };
+        let Some(bytes) = copy(path.as_str()) else { return false };
+        let beside = if signed::is_inline(&bytes) { None } else { copy(&format!("{path}.gpg")) };
+        self.check(&bytes, beside.as_deref(), "the copy").is_ok()
+    }
+}
+
+/// When a document says that it was written.
+fn updated(document: &[u8]) -> Option<Timestamp> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        updated: Option<String>,
+    }
+    let text = serde_json::from_slice::<Head>(document).ok()?.updated?;
+    jiff::fmt::rfc2822::parse(&text).ok().map(|time| time.timestamp())
+}
+
+/// Whether items of this datatype can pass; entries that cannot are not fetched.
+fn datatype_matches(filters: &Filters, datatype: Option<&str>) -> bool {
+    filters.0.iter().filter(|filter| filter.key() == "datatype").all(|filter| filter.accepts(datatype.unwrap_or("")))
+}
+
+/// # Errors
+/// [`Kind::Usage`] for what is no URL.
+pub(super) fn parse(url: &str) -> Result<Url> {
+    Url::parse(url).context(|| format!("'{url}' is not a URL")).map_err(|error| error.with_kind(Kind::Usage))
+}
+
+/// A URL fit to be shown and kept.
+fn without_credentials(url: &Url) -> String {
+    let mut url = url.clone();
+    // Fails only for URLs that have no room for credentials.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    url.to_string()
+}

@@ -1,0 +1,67 @@
+//! Asking a source what it offers, without fetching any of it.
+
+use std::collections::BTreeMap;
+
+use super::Env;
+use super::catalog::{Network, Offer, Reader, Trust};
+use super::sync::{FromSources, block_on};
+use crate::base::{Error, Result};
+use crate::fetch::{FetchSettings, Fetcher};
+use crate::stream::filter::Filters;
+
+/// What to ask.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteRequest {
+    /// Whom.
+    pub from: FromSources,
+    /// Use no network: what was verified last says what there is.
+    pub offline: bool,
+    /// The newest so many versions of each product; `None` for all.
+    pub max: Option<usize>,
+    /// Which images.
+    pub filters: Vec<String>,
+}
+
+/// The flattened keys of all items that a source offers, with `item_url` and
+/// `source`. No architecture is assumed. Remembers nothing.
+///
+/// # Errors
+/// As [`super::sync::sync`]; matching nothing is none.
+pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<String, String>>> {
+    let filters = Filters::parse(&request.filters)?;
+    let (pool, fetcher) = (env.pool()?, Fetcher::new(&FetchSettings::default())?);
+    let sources = request.from.load(env)?;
+    let mut failed: Option<Error> = None;
+    for source in &sources {
+        if let Some(error) = failed.take() {
+            env.reporter.warn(&format!("{error}; trying '{}'", source.name));
+        }
+        let trust = Trust::of(env, source)?;
+        let filters = filters.clone().and(&source.filters);
+        let reader = Reader {
+            pool: &pool,
+            env,
+            fetcher: fetcher.clone(),
+            source,
+            trust: &trust,
+            allow_older: request.from.allow_older,
+        };
+        let network = if request.offline { Network::Offline } else { Network::Ask };
+        let read = block_on(async { reader.read(&filters, network).await?.select(&filters, request.max) });
+        match read {
+            Ok(selection) => {
+                let keys = |offer: Offer| {
+                    let mut keys = offer.item.keys;
+                    if let Some(path) = &offer.item.path {
+                        keys.insert("item_url".into(), source.url_of(path));
+                    }
+                    keys.insert("source".into(), source.name.clone());
+                    keys
+                };
+                return Ok(selection.offers.into_iter().map(keys).collect());
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::usage("no source is given")))
+}
