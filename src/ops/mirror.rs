@@ -200,7 +200,9 @@ impl Run<'_> {
     }
 
     async fn read_one<'s>(&self, source: &'s Source, fetcher: &Fetcher, network: Network) -> Result<Read<'s>> {
-        let filters = self.filters.clone().and(&source.filters);
+        // What a source chooses by itself gives way to what the user says of the same key.
+        let own = source.filters.0.iter().filter(|filter| !self.filters.names(filter.key())).cloned();
+        let filters = self.filters.clone().and(&Filters(own.collect()));
         let trust = Trust::of(self.env, source)?;
         let reader = Reader {
             pool: self.pool,
