@@ -14,6 +14,7 @@ mod doctor;
 mod generate;
 mod images;
 mod list;
+mod mirror;
 mod prune;
 mod ssh;
 mod stream;
@@ -87,6 +88,8 @@ enum Command {
     Destroy(destroy::Args),
     /// Check that everything virga needs is there
     Doctor(doctor::Args),
+    /// Copy what sources offer into a folder, as a signed stream
+    Mirror(mirror::Args),
     /// Publish images as a signed stream
     Stream(stream::Args),
     /// Print completions for a shell
@@ -141,6 +144,7 @@ fn dispatch(env: Env<'_>, command: Command) -> Result<ExitCode> {
         Command::Console(args) => console::run(env, args),
         Command::Destroy(args) => destroy::run(env, args),
         Command::Doctor(args) => doctor::run(env, args),
+        Command::Mirror(args) => mirror::run(env, args),
         Command::Stream(args) => stream::run(env, args),
         Command::Completions(args) => generate::completions(args, &mut Cli::command()),
         Command::Man(args) => generate::man(&args, Cli::command()),

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod images;
 mod intake;
 pub mod list;
+pub mod mirror;
 pub mod prune;
 pub mod publish;
 pub mod remote;

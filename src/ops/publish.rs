@@ -58,10 +58,11 @@ pub struct Added {
 /// Where a stream's own public keys lie.
 #[must_use]
 pub fn keyring_path(dir: &Path) -> PathBuf {
-    dir.join("keyring.gpg")
+    dir.join(publish::KEYRING)
 }
 
-struct Keys {
+/// A secret key, and its public part to check with.
+pub(super) struct Keys {
     signing: SigningKey,
     trusted: Keyring,
 }
@@ -72,7 +73,9 @@ impl Keys {
         Ok(Keys { signing, trusted })
     }
 
-    fn load(file: &Path) -> Result<Self> {
+    /// # Errors
+    /// [`Kind::NotFound`] when there is none.
+    pub(super) fn load(file: &Path) -> Result<Self> {
         Keys::new(SigningKey::from_file(file).map_err(|error| {
             if error.kind() == Kind::NotFound {
                 return error.hint("'virga stream init DIR --key FILE' makes a key");
@@ -104,7 +107,8 @@ impl Check for Trusted<'_> {
     }
 }
 
-fn with<T>(dir: &Path, keys: &Keys, act: impl FnOnce(Publisher<'_>) -> Result<T>) -> Result<T> {
+/// Acts on the stream in `dir`.
+pub(super) fn with<T>(dir: &Path, keys: &Keys, act: impl FnOnce(Publisher<'_>) -> Result<T>) -> Result<T> {
     let check = Trusted(&keys.trusted);
     act(Publisher { dir, sign: Some(keys), check: Some(&check), now: Timestamp::now() })
 }
@@ -115,19 +119,31 @@ fn with<T>(dir: &Path, keys: &Keys, act: impl FnOnce(Publisher<'_>) -> Result<T>
 /// # Errors
 /// [`Kind::Usage`] when the secret key would lie in the folder that is served.
 pub fn init(env: Env<'_>, request: &InitRequest) -> Result<Fingerprint> {
-    fs::create_dir(&request.dir)?;
-    refuse_key_within(&request.dir, &request.key)?;
-    if !request.key.exists() {
-        let key = SigningKey::generate(&request.user_id)?;
-        fs::write_atomic(&request.key, key.to_armored()?.as_bytes(), 0o600)?;
-        env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", request.key.display()));
-    }
-    let keys = Keys::load(&request.key)?;
+    let keys = keys_for(env, &request.dir, &request.key, &request.user_id)?;
     with(&request.dir, &keys, |publisher| publisher.init(request.content_id.as_deref().unwrap_or(DEFAULT_CONTENT_ID)))?;
-    let keyring = keyring_path(&request.dir);
-    fs::write_atomic(&keyring, &keys.signing.public_binary()?, 0o644)?;
-    env.reporter.note(&format!("clients need '{}': virga sync --keyring", keyring.display()));
     Ok(keys.signing.fingerprint())
+}
+
+/// The key of the stream in `dir`, made where there is none; its public part
+/// is laid into the folder for clients.
+///
+/// # Errors
+/// [`Kind::Usage`] when the secret key would lie in the folder that is served.
+pub(super) fn keys_for(env: Env<'_>, dir: &Path, file: &Path, user_id: &str) -> Result<Keys> {
+    fs::create_dir(dir)?;
+    refuse_key_within(dir, file)?;
+    if !file.exists() {
+        let key = SigningKey::generate(user_id)?;
+        fs::write_atomic(file, key.to_armored()?.as_bytes(), 0o600)?;
+        env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", file.display()));
+    }
+    let keys = Keys::load(file)?;
+    let (keyring, public) = (keyring_path(dir), keys.signing.public_binary()?);
+    if fs::read(&keyring, 1 << 20).ok().as_ref() != Some(&public) {
+        fs::write_atomic(&keyring, &public, 0o644)?;
+        env.reporter.note(&format!("clients need '{}': virga sync --keyring", keyring.display()));
+    }
+    Ok(keys)
 }
 
 fn refuse_key_within(dir: &Path, key: &Path) -> Result<()> {

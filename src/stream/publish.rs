@@ -2,9 +2,12 @@
 //! HTTP once it is served.
 //!
 //! ```text
-//! images/<sha256>/<item>                   the files; a path's content never changes
+//! images/<sha256>/<item>                   added files; a path's content never changes
+//! <any other path>                         mirrored files, where upstream has them
 //! streams/v1/<content id>.{sjson,json,json.gpg}   a products document
 //! streams/v1/index.{sjson,json,json.gpg}   made anew from all products documents
+//! streams/v1/images.{sjson,json,json.gpg}  of a mirror: the same for Incus, derived from the others
+//! keyring.gpg                              the public keys, for clients
 //! .virga-lock                              held by whoever changes the stream
 //! ```
 //!
@@ -17,6 +20,8 @@
 
 mod content;
 mod document;
+mod incus;
+mod mirror;
 mod verify;
 
 use std::collections::{BTreeMap, HashSet};
@@ -27,6 +32,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use self::document::Document;
+use self::incus::Exported;
+pub use self::mirror::{Plan, Published, Upstream};
 pub use self::verify::Report;
 use super::filter::Filters;
 use super::product::Item;
@@ -41,6 +48,11 @@ use crate::base::{ByteSize, Error, Kind, RelPath, Result, fs};
 pub const DEFAULT_CONTENT_ID: &str = "local.virga:custom:download";
 /// What an added file is when nothing else is said: a disk image that boots.
 pub const DEFAULT_FTYPE: &str = "disk1.img";
+
+/// The public keys for clients, in the stream's root.
+pub const KEYRING: &str = "keyring.gpg";
+/// What the names of files begin with that are virga's own, not the stream's.
+pub const OWN_PREFIX: &str = ".virga-";
 
 /// How long to wait for another who changes the stream: it may be copying a large file.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -175,7 +187,7 @@ impl Publisher<'_> {
         if !documents.iter().any(|document| document.content_id() == content_id) {
             documents.push(Document::new(content_id, self.now)?);
         }
-        self.save(&mut documents)
+        self.save(&documents)
     }
 
     /// Adds a file to the stream. Takes the stream's lock.
@@ -191,6 +203,7 @@ impl Publisher<'_> {
         check_request(request)?;
         let _lock = self.lock()?;
         let mut documents = self.load()?;
+        let exported = Exported::take(&mut documents);
         let document = pick(&mut documents, request.content_id.as_deref(), self.dir)?;
         let attribute = |key: &str| request.attributes.get(key).map_or("", String::as_str);
         let prefix = document.content_id().split(':').next().unwrap_or_default();
@@ -233,7 +246,7 @@ impl Publisher<'_> {
         }
         let filters = exactly([document.content_id(), &product, &version, &request.ftype])?;
         let item = document.select(&filters)?.pop().ok_or_else(|| Error::failed("the added item is not there"))?;
-        self.save(&mut documents)?;
+        self.save_with(documents, &exported)?;
         undo.commit();
         Ok(Added { item, new })
     }
@@ -250,6 +263,7 @@ impl Publisher<'_> {
         }
         let _lock = self.lock()?;
         let mut documents = self.load()?;
+        let exported = Exported::take(&mut documents);
         let mut removed = Vec::new();
         for document in &mut documents {
             let items = document.select(filters)?;
@@ -264,13 +278,10 @@ impl Publisher<'_> {
         if removed.is_empty() {
             return Ok(removed);
         }
-        let mut kept = HashSet::new();
-        for document in &documents {
-            kept.extend(document.select(&Filters::default())?.into_iter().filter_map(|item| item.path));
-        }
-        self.save(&mut documents)?;
+        let listed = self.save_with(documents, &exported)?;
+        let kept: HashSet<&RelPath> = listed.iter().filter_map(|item| item.path.as_ref()).collect();
         // Only now: until here clients may be told to fetch them.
-        for path in removed.iter().filter_map(|item| item.path.as_ref()).filter(|path| !kept.contains(*path)) {
+        for path in removed.iter().filter_map(|item| item.path.as_ref()).filter(|path| !kept.contains(path)) {
             content::remove(self.dir, path)?;
         }
         Ok(removed)
@@ -313,7 +324,18 @@ impl Publisher<'_> {
         document::load(self.dir, self.check)
     }
 
-    fn save(&self, documents: &mut [Document]) -> Result<()> {
+    /// As [`save`](Self::save), with the derived document where there was one. Returns all that is listed.
+    fn save_with(&self, mut documents: Vec<Document>, exported: &Exported) -> Result<Vec<Item>> {
+        let listed = mirror::listed(&documents)?;
+        if exported.exists() {
+            documents.extend(exported.again(self.dir, &documents, &listed)?);
+        }
+        self.save(&documents)?;
+        exported.clear(self.dir, &documents)?;
+        Ok(listed)
+    }
+
+    fn save(&self, documents: &[Document]) -> Result<()> {
         documents.iter().try_for_each(|document| document.write(self.dir, self.sign))?;
         document::write_index(self.dir, documents, self.sign)
     }

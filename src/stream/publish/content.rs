@@ -80,13 +80,11 @@ impl Content {
     }
 }
 
-/// Removes a file of the stream, and its folder when nothing else is in it.
+/// Removes a file of the stream, and the folders that this leaves empty.
 pub(super) fn remove(dir: &Path, path: &RelPath) -> Result<()> {
     let file = dir.join(path.as_str());
     fs::remove_file(&file)?;
-    if let Some(folder) = file.parent().filter(|folder| *folder != dir) {
-        // Fails when it is not empty, as it should.
-        let _ = std::fs::remove_dir(folder);
-    }
+    // Fails when one is not empty, as it should.
+    let _ = file.ancestors().skip(1).take_while(|folder| *folder != dir).try_for_each(std::fs::remove_dir);
     Ok(())
 }

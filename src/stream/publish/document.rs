@@ -20,6 +20,8 @@ pub(super) const FOLDER: &str = "streams/v1";
 pub(super) const INDEX: &str = "streams/v1/index.json";
 /// The signed index.
 pub(super) const SIGNED_INDEX: &str = "streams/v1/index.sjson";
+/// A top attribute that only documents have that were derived from the others.
+pub(super) const EXPORT: &str = "virga_export";
 /// Largest document that is read.
 pub(super) const LIMIT: u64 = 256 << 20;
 
@@ -33,7 +35,15 @@ pub(super) struct Document {
 }
 
 impl Document {
+    /// A document without products.
     pub(super) fn new(content_id: &str, now: Timestamp) -> Result<Self> {
+        let mut document = Document::empty(content_id)?;
+        document.touch(now);
+        Ok(document)
+    }
+
+    /// As [`new`](Self::new), but of no time yet.
+    pub(super) fn empty(content_id: &str) -> Result<Self> {
         let wrong = |why: &str| Error::usage(format!("the content id {} {why}", quoted(content_id)));
         if let Some(why) = wrong_content_id(content_id) {
             return Err(wrong(why));
@@ -42,15 +52,13 @@ impl Document {
             return Err(wrong("is the index's own name"));
         }
         let path = format!("{FOLDER}/{content_id}.json");
-        let mut document = Document {
+        Ok(Document {
             path: path.parse().map_err(|_| wrong("cannot be a file's name"))?,
             content_id: content_id.to_owned(),
             value: json!({
                 "format": PRODUCTS_FORMAT, "content_id": content_id, "datatype": IMAGE_DOWNLOADS, "products": {},
             }),
-        };
-        document.touch(now);
-        Ok(document)
+        })
     }
 
     pub(super) fn content_id(&self) -> &str {
@@ -64,7 +72,56 @@ impl Document {
     }
 
     fn updated(&self) -> Option<Timestamp> {
-        DateTimeParser::new().parse_timestamp(self.value.get("updated")?.as_str()?).ok()
+        time(&self.value)
+    }
+
+    /// Whether it was derived from the others, for clients of another kind.
+    pub(super) fn is_export(&self) -> bool {
+        self.value.get(EXPORT).is_some()
+    }
+
+    /// The whole tree.
+    pub(super) fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// Sets an attribute of the whole.
+    pub(super) fn set(&mut self, key: &str, value: Value) {
+        self.value[key] = value;
+    }
+
+    /// Takes the newest time of `others`.
+    pub(super) fn as_new_as(&mut self, others: &[Document]) {
+        if let Some(updated) = newest_time(others) {
+            self.value["updated"] = updated.clone();
+        }
+    }
+
+    /// The value of a key that stands nearest to an item: at itself, its version, its product or the top.
+    pub(super) fn nearest(&self, [product, version, item]: [&str; 3], key: &str) -> Option<&Value> {
+        let product = self.value["products"].get(product);
+        let version = product.and_then(|product| product.get("versions")?.get(version));
+        let item = version.and_then(|version| version.get("items")?.get(item));
+        [item, version, product, Some(&self.value)].into_iter().flatten().find_map(|level| level.get(key))
+    }
+
+    /// Replaces the tree by what `change` makes of it. The newer `updated` of
+    /// both counts; without one, a change is of `now`.
+    pub(super) fn update(&mut self, change: impl FnOnce(Value) -> Value, now: Timestamp) {
+        let old = self.value.clone();
+        let mut new = change(self.value.take());
+        let (ours, theirs) = (time(&old), time(&new));
+        if theirs.is_none() || ours > theirs {
+            match old.get("updated") {
+                Some(updated) if ours.is_some() => new["updated"] = updated.clone(),
+                _ => drop(object(&mut new).remove("updated")),
+            }
+        }
+        let changed = new != old;
+        self.value = new;
+        if changed && theirs.is_none() {
+            self.touch(now);
+        }
     }
 
     /// As clients will read it.
@@ -121,7 +178,29 @@ impl Document {
     }
 
     pub(super) fn write(&self, dir: &Path, sign: Option<&dyn Sign>) -> Result<()> {
-        write_forms(dir, &self.path, &self.value, &self.value, sign)
+        self.forms()?.write(dir, sign)
+    }
+
+    /// As [`write`](Self::write), unless all forms lie there and say this; `false` then.
+    pub(super) fn write_if_changed(
+        &self,
+        dir: &Path,
+        sign: Option<&dyn Sign>,
+        check: Option<&dyn Check>,
+    ) -> Result<bool> {
+        self.forms()?.write_if_changed(dir, sign, check)
+    }
+
+    /// Removes all forms.
+    pub(super) fn remove(&self, dir: &Path) -> Result<()> {
+        [self.path.to_string(), signed_form(&self.path).to_string(), format!("{}.gpg", self.path)]
+            .iter()
+            .try_for_each(|form| fs::remove_file(&dir.join(form)))
+    }
+
+    fn forms(&self) -> Result<Forms> {
+        let plain = encode(&self.value, self.path.as_str())?;
+        Ok(Forms { path: self.path.clone(), signed: None, plain })
     }
 
     fn entry(&self, path: &RelPath) -> Value {
@@ -199,29 +278,85 @@ pub(super) fn signed_form(path: &RelPath) -> RelPath {
 
 /// Makes the index from the documents and writes it in all forms.
 pub(super) fn write_index(dir: &Path, documents: &[Document], sign: Option<&dyn Sign>) -> Result<()> {
+    index(documents)?.write(dir, sign)
+}
+
+/// As [`write_index`], unless it lies there and says this.
+pub(super) fn write_index_if_changed(
+    dir: &Path,
+    documents: &[Document],
+    sign: Option<&dyn Sign>,
+    check: Option<&dyn Check>,
+) -> Result<bool> {
+    index(documents)?.write_if_changed(dir, sign, check)
+}
+
+fn index(documents: &[Document]) -> Result<Forms> {
     let index = |place: fn(&RelPath) -> RelPath| {
         let entries =
             documents.iter().map(|document| (document.content_id.clone(), document.entry(&place(&document.path))));
         let mut value = json!({ "format": INDEX_FORMAT, "index": entries.collect::<Map<_, _>>() });
-        let newest = documents.iter().max_by_key(|document| document.updated());
-        if let Some(updated) = newest.and_then(|document| document.value.get("updated")) {
+        if let Some(updated) = newest_time(documents) {
             value["updated"] = updated.clone();
         }
-        value
+        encode(&value, INDEX)
     };
-    let path = INDEX.parse()?;
-    write_forms(dir, &path, &index(Clone::clone), &index(signed_form), sign)
+    Ok(Forms { path: INDEX.parse()?, plain: index(Clone::clone)?, signed: Some(index(signed_form)?) })
 }
 
-/// Writes a document: the signed form first, because it is the one that a later change starts from.
-fn write_forms(dir: &Path, path: &RelPath, plain: &Value, signed: &Value, sign: Option<&dyn Sign>) -> Result<()> {
-    let write = |path: &str, bytes: &[u8]| fs::write_atomic(&dir.join(path), bytes, 0o644);
-    let bytes = encode(plain, path.as_str())?;
-    if let Some(sign) = sign {
-        write(signed_form(path).as_str(), &sign.inline(&encode(signed, path.as_str())?)?)?;
-        write(&format!("{path}.gpg"), &sign.detached(&bytes)?)?;
+/// A document's forms, encoded.
+struct Forms {
+    path: RelPath,
+    plain: Vec<u8>,
+    /// The text of the signed form, where it is another.
+    signed: Option<Vec<u8>>,
+}
+
+impl Forms {
+    fn signed(&self) -> &[u8] {
+        self.signed.as_ref().unwrap_or(&self.plain)
     }
-    write(path.as_str(), &bytes)
+
+    fn signature(&self) -> String {
+        format!("{}.gpg", self.path)
+    }
+
+    /// The signed form first, because it is the one that a later change starts from.
+    fn write(&self, dir: &Path, sign: Option<&dyn Sign>) -> Result<()> {
+        let write = |path: &str, bytes: &[u8]| fs::write_atomic(&dir.join(path), bytes, 0o644);
+        if let Some(sign) = sign {
+            write(signed_form(&self.path).as_str(), &sign.inline(self.signed())?)?;
+            write(&self.signature(), &sign.detached(&self.plain)?)?;
+        }
+        write(self.path.as_str(), &self.plain)
+    }
+
+    fn write_if_changed(&self, dir: &Path, sign: Option<&dyn Sign>, check: Option<&dyn Check>) -> Result<bool> {
+        let is_there = self.is_written(dir, sign.is_some(), check);
+        if !is_there {
+            self.write(dir, sign)?;
+        }
+        Ok(!is_there)
+    }
+
+    /// Anything wrong counts as not written: it is put right by writing.
+    fn is_written(&self, dir: &Path, signed: bool, check: Option<&dyn Check>) -> bool {
+        let read = |path: &str| fs::read(&dir.join(path), LIMIT);
+        let plain = read(self.path.as_str()).is_ok_and(|bytes| bytes == self.plain);
+        let sound = |check: &dyn Check| -> Result<bool> {
+            check.detached(&self.plain, &read(&self.signature())?)?;
+            Ok(check.inline(&read(signed_form(&self.path).as_str())?)? == self.signed())
+        };
+        plain && (!signed || check.is_some_and(|check| sound(check).unwrap_or(false)))
+    }
+}
+
+fn newest_time(documents: &[Document]) -> Option<&Value> {
+    documents.iter().max_by_key(|document| document.updated())?.value.get("updated")
+}
+
+fn time(document: &Value) -> Option<Timestamp> {
+    DateTimeParser::new().parse_timestamp(document.get("updated")?.as_str()?).ok()
 }
 
 fn encode(value: &Value, what: &str) -> Result<Vec<u8>> {

@@ -2,7 +2,7 @@ use super::*;
 use crate::stream::{parse_index, parse_products};
 
 /// Stands for a key: what it "signs" can be told from what others made.
-struct FakeKey(&'static str);
+pub(super) struct FakeKey(&'static str);
 
 impl Sign for FakeKey {
     fn inline(&self, document: &[u8]) -> Result<Vec<u8>> {
@@ -24,26 +24,26 @@ impl Check for FakeKey {
     }
 }
 
-const KEY: FakeKey = FakeKey("k");
+pub(super) const KEY: FakeKey = FakeKey("k");
 
-struct Fixture {
+pub(super) struct Fixture {
     folder: tempfile::TempDir,
-    now: Timestamp,
+    pub(super) now: Timestamp,
     key: Option<&'static FakeKey>,
 }
 
 impl Fixture {
-    fn new(key: Option<&'static FakeKey>) -> Self {
+    pub(super) fn new(key: Option<&'static FakeKey>) -> Self {
         let fixture = Self::empty(key);
         fixture.publisher(|p| p.init(DEFAULT_CONTENT_ID)).unwrap();
         fixture
     }
 
-    fn empty(key: Option<&'static FakeKey>) -> Self {
+    pub(super) fn empty(key: Option<&'static FakeKey>) -> Self {
         Fixture { folder: tempfile::tempdir().unwrap(), now: "2026-11-03T12:00:00Z".parse().unwrap(), key }
     }
 
-    fn publisher<T>(&self, act: impl FnOnce(Publisher<'_>) -> T) -> T {
+    pub(super) fn publisher<T>(&self, act: impl FnOnce(Publisher<'_>) -> T) -> T {
         let dir = self.folder.path().join("stream");
         let sign = self.key.map(|key| key as &dyn Sign);
         let check = self.key.map(|key| key as &dyn Check);
@@ -70,19 +70,19 @@ impl Fixture {
         self.publisher(|p| p.add(&request))
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         self.folder.path().join("stream").join(path)
     }
 
-    fn read(&self, path: &str) -> Vec<u8> {
+    pub(super) fn read(&self, path: &str) -> Vec<u8> {
         fs::read(&self.path(path), 1 << 20).unwrap()
     }
 
-    fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         self.publisher(|p| p.verify()).unwrap().problems
     }
 
-    fn remove(&self, filters: &[&str]) -> Vec<Item> {
+    pub(super) fn remove(&self, filters: &[&str]) -> Vec<Item> {
         let filters = Filters::parse(filters).unwrap();
         self.publisher(|p| p.remove(&filters)).unwrap()
     }
@@ -142,7 +142,7 @@ fn what_is_added_is_read_back_through_the_signed_index() {
 }
 
 impl FakeKey {
-    fn inline_text(&self, message: &[u8]) -> Vec<u8> {
+    pub(super) fn inline_text(&self, message: &[u8]) -> Vec<u8> {
         Check::inline(self, message).unwrap()
     }
 }

@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::document::{FOLDER, INDEX, LIMIT, plain_documents, signed_form};
-use super::{Check, content};
-use crate::base::{Context as _, Error, Kind, RelPath, Result, fs};
+use sha2::Digest as _;
+
+use super::document::{INDEX, LIMIT, plain_documents, signed_form};
+use super::{Check, KEYRING, OWN_PREFIX, content};
+use crate::base::name::hex;
+use crate::base::{Context as _, DigestAlgorithm, Error, Kind, RelPath, Result, fs};
 use crate::stream::filter::Filters;
 use crate::stream::index::{IndexEntry, parse_index};
 use crate::stream::product::{Item, parse_products};
@@ -149,26 +152,29 @@ impl Verifier<'_> {
     }
 
     fn file(&mut self, item: &Item) -> Result<()> {
-        let (Some(path), Some(size), Some(sha256)) = (&item.path, item.size, &item.sha256) else {
-            if let Some(path) = &item.path {
-                self.problem(format!("'{path}' has no SHA-256"));
-            }
-            return Ok(());
-        };
+        let (Some(path), Some(size), Some(digest)) = (&item.path, item.size, &item.digest) else { return Ok(()) };
         self.known.insert(path.to_string());
         if !self.summed.insert(path.clone()) {
             self.report.items += 1;
             return Ok(());
         }
         let full = self.dir.join(path.as_str());
-        let found = fs::open(&full).and_then(|mut file| content::sum(&mut file, &full, |_| Ok(())));
-        let Some((sum, length)) = self.kept(found)? else { return Ok(()) };
+        let mut sha512 = (digest.algorithm() == DigestAlgorithm::Sha512).then(sha2::Sha512::new);
+        let found = fs::open(&full).and_then(|mut file| {
+            content::sum(&mut file, &full, |block| {
+                sha512.iter_mut().for_each(|hash| hash.update(block));
+                Ok(())
+            })
+        });
+        let Some((sha256, length)) = self.kept(found)? else { return Ok(()) };
         self.report.items += 1;
         self.report.bytes += length;
         if length != size {
             self.problem(format!("'{path}' has {length} bytes, not {size}"));
-        } else if sum != sha256.hex() {
+        } else if item.sha256.as_ref().is_some_and(|expected| expected.hex() != sha256) {
             self.problem(format!("'{path}' has other content than its SHA-256 says"));
+        } else if sha512.is_some_and(|hash| hex(&hash.finalize()) != digest.hex()) {
+            self.problem(format!("'{path}' has other content than its SHA-512 says"));
         }
         Ok(())
     }
@@ -176,8 +182,8 @@ impl Verifier<'_> {
     /// What lies there and belongs to nothing.
     fn extra(&mut self) -> Result<()> {
         let mut found = Vec::new();
-        for folder in ["images", FOLDER] {
-            walk(self.dir, folder, &mut found)?;
+        for name in fs::list_dir(self.dir)?.iter().filter(|name| !is_aside(name)) {
+            walk(self.dir, name.clone(), &mut found)?;
         }
         for path in found.into_iter().filter(|path| !self.known.contains(path)).collect::<Vec<_>>() {
             self.problem(format!("'{path}' belongs to nothing"));
@@ -193,19 +199,21 @@ fn read_signed(dir: &Path, path: &RelPath, check: &dyn Check) -> Result<Vec<u8>>
         .context(|| format!("checking '{form}'"))
 }
 
-/// All files below `folder`, not following links.
-fn walk(dir: &Path, folder: &str, found: &mut Vec<String>) -> Result<()> {
-    for name in fs::list_dir(&dir.join(folder))? {
-        let path = format!("{folder}/{name}");
-        let full = dir.join(&path);
-        let meta = full.symlink_metadata().map_err(|error| fs::explain(error, "looking at", &full))?;
-        if meta.is_dir() {
-            walk(dir, &path, found)?;
-        } else {
-            found.push(path);
-        }
+/// What lies in the root and is neither a document nor an image: our own
+/// files, the keys for clients, what every new file system begins with.
+fn is_aside(name: &str) -> bool {
+    name.starts_with(OWN_PREFIX) || name == KEYRING || name == "lost+found"
+}
+
+/// `path`, or all files below it when it is a folder, not following links.
+fn walk(dir: &Path, path: String, found: &mut Vec<String>) -> Result<()> {
+    let full = dir.join(&path);
+    let meta = full.symlink_metadata().map_err(|error| fs::explain(error, "looking at", &full))?;
+    if !meta.is_dir() {
+        found.push(path);
+        return Ok(());
     }
-    Ok(())
+    fs::list_dir(&full)?.into_iter().try_for_each(|name| walk(dir, format!("{path}/{name}"), found))
 }
 
 impl Report {
