@@ -184,7 +184,7 @@ impl Run<'_> {
     }
 
     fn read<'s>(&self, sources: &'s [Source], network: Network) -> Result<Vec<Read<'s>>> {
-        let fetcher = Fetcher::new(&FetchSettings::default())?;
+        let fetcher = Fetcher::new(&FetchSettings::default());
         let read = block_on(async {
             let mut read = Vec::new();
             for source in sources {
@@ -200,9 +200,7 @@ impl Run<'_> {
     }
 
     async fn read_one<'s>(&self, source: &'s Source, fetcher: &Fetcher, network: Network) -> Result<Read<'s>> {
-        // What a source chooses by itself gives way to what the user says of the same key.
-        let own = source.filters.0.iter().filter(|filter| !self.filters.names(filter.key())).cloned();
-        let filters = self.filters.clone().and(&Filters(own.collect()));
+        let filters = self.filters.clone().with_defaults(&source.filters);
         let trust = Trust::of(self.env, source)?;
         let reader = Reader {
             pool: self.pool,
@@ -211,6 +209,7 @@ impl Run<'_> {
             source,
             trust: &trust,
             allow_older: self.request.from.allow_older,
+            alternatives: false,
         };
         let catalog = reader.read(&filters, network).await?;
         let offers = catalog.select(&filters, self.request.max)?.offers;

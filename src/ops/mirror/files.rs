@@ -43,8 +43,8 @@ pub(super) struct Missing<'a> {
     pub path: &'a RelPath,
     pub item: &'a Item,
     want: Expected,
-    /// `None` when no source of this run has its document.
-    url: Option<Url>,
+    /// None when no source of this run has its document.
+    places: Vec<Url>,
     /// An earlier run brought it: that it cannot be had any more is no reason to fail.
     held: bool,
 }
@@ -62,9 +62,10 @@ impl<'a> Files<'a> {
             plan.held.iter().map(|item| (item, true)).chain(plan.wanted.iter().map(|item| (item, false)))
         {
             let (Some(path), Some(size), Some(digest)) = (&item.path, item.size, &item.digest) else { continue };
-            let url = roots.get(item.content_id()).map(|source| catalog::parse(&source.url_of(path))).transpose()?;
+            let places = roots.get(item.content_id()).map(|source| source.places(path, &item.mirrors));
+            let places = places.unwrap_or_default().iter().map(|place| catalog::parse(place)).collect::<Result<_>>()?;
             let want = Expected { size, digest: digest.clone() };
-            listed.insert(path, Missing { path, item, want, url, held });
+            listed.insert(path, Missing { path, item, want, places, held });
         }
         Ok(Files { dir, listed })
     }
@@ -110,7 +111,7 @@ impl<'a> Files<'a> {
         })?;
         missing.extend(bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
         missing.sort_by_key(|file| file.path);
-        let lost = |file: &&Missing<'_>| file.url.is_none();
+        let lost = |file: &&Missing<'_>| file.places.is_empty();
         for file in missing.iter().filter(|file| lost(file)) {
             reporter.warn(&format!("'{}' is missing or damaged, and none of these sources has it", file.path));
         }
@@ -144,15 +145,14 @@ impl<'a> Files<'a> {
             return Ok(());
         }
         fs::create_private_dir(&self.dir.join(PARTIAL))?;
-        let fetcher = Fetcher::new(&FetchSettings::default())?;
+        let fetcher = Fetcher::new(&FetchSettings::default());
         let there: u64 =
             missing.iter().filter_map(|file| self.partial(file).metadata().ok()).map(|meta| meta.len()).sum();
         let total: u64 = missing.iter().map(|file| file.want.size).sum();
         check_space(self.dir, total.saturating_sub(there))?;
         let sum = Sum::new(reporter.transfer("fetching", Some(total)));
         let fetches = missing.iter().map(|file| async {
-            let Some(url) = &file.url else { return Ok(()) };
-            match fetcher.item(url, &file.want, &self.partial(file), &sum.part()).await {
+            match fetcher.item(&file.places, &file.want, &self.partial(file), &sum.part()).await {
                 Err(error) if file.held && matches!(error.kind(), Kind::NotFound | Kind::Refused) => {
                     reporter.warn(&format!("'{}' is missing or damaged, and cannot be fetched: {error}", file.path));
                     Ok(())
