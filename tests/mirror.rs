@@ -206,3 +206,71 @@ fn wrong_places_are_explained() {
     assert!(home.fails(2, &args).contains("secret key"));
     assert!(home.fails(2, ["mirror", "ubuntu", "--key", "k"]).contains("which folder"));
 }
+
+#[test]
+fn metadata_can_stay_as_it_came() {
+    let home = Home::new();
+    let (dir, key) = (home.path("signed"), home.path("publisher.key"));
+    home.ok(["stream", "init", dir.to_str().unwrap(), "--key", key.to_str().unwrap()]);
+    let add = |version: &str| {
+        let image = home.path(&format!("{version}.qcow2"));
+        support::small_image(&image, "1M");
+        fs::OpenOptions::new()
+            .append(true)
+            .open(&image)
+            .unwrap()
+            .set_len(262_144 + version.len() as u64 * 512 + version.bytes().map(u64::from).sum::<u64>() * 512)
+            .unwrap();
+        let version = format!("version_name={version}");
+        home.ok([
+            "stream",
+            "add",
+            dir.to_str().unwrap(),
+            image.to_str().unwrap(),
+            "--key",
+            key.to_str().unwrap(),
+            "os=debian",
+            "release=bookworm",
+            &version,
+        ]);
+    };
+    add("20260101");
+    add("20260102");
+    let copy = home.path("copy");
+    let keyring = dir.join("keyring.gpg").display().to_string();
+    let mirror = |index: &str, more: &[&str]| {
+        let url = format!("file://{}/streams/v1/{index}", dir.display());
+        let args = ["mirror", &url, copy.to_str().unwrap(), "--as-is", "--keyring", &keyring].map(str::to_owned);
+        home.output(args.into_iter().chain(more.iter().map(|arg| (*arg).to_owned())))
+    };
+    let output = mirror("index.sjson", &["--max", "1"]);
+    assert!(output.status.success(), "{}", support::text(&output.stderr));
+    assert!(support::text(&output.stderr).contains("1 fewer"), "{}", support::text(&output.stderr));
+    for name in support::names(&copy.join("streams/v1")) {
+        assert_eq!(
+            fs::read(copy.join("streams/v1").join(&name)).unwrap(),
+            fs::read(dir.join("streams/v1").join(&name)).unwrap()
+        );
+    }
+    // The other form of the same metadata adds up, and both are the publisher's.
+    assert!(mirror("index.json", &[]).status.success());
+    assert!(!support::text(&mirror("index.json", &[]).stderr).contains("fewer"));
+    assert_eq!(support::names(&copy.join("streams/v1")), support::names(&dir.join("streams/v1")));
+    run("gpgv", ["--keyring", &keyring, copy.join("streams/v1/index.sjson").to_str().unwrap()]);
+    let sync = home.ok(["sync", "--source", &format!("file://{}", copy.display()), "--keyring", &keyring]);
+    assert!(sync.starts_with("fetched"), "{sync}");
+
+    // What the publisher removes goes, what is damaged is mended.
+    home.ok(["stream", "remove", dir.to_str().unwrap(), "--key", key.to_str().unwrap(), "version_name=20260101"]);
+    let left = support::names(&copy.join("images"));
+    assert_eq!(left.len(), 2);
+    let kept = sha256(&home.path("20260102.qcow2"));
+    write(&copy.join("images").join(&kept).join("disk1.img"), "rotten");
+    let output = mirror("index.sjson", &[]);
+    assert!(support::text(&output.stdout).starts_with("+ "), "{}", support::text(&output.stderr));
+    assert_eq!(support::names(&copy.join("images")), [kept]);
+
+    let args = ["mirror", &format!("file://{}", dir.display()), copy.to_str().unwrap(), "--keyring", &keyring];
+    home.fails(2, args);
+    home.fails(2, args.iter().chain(&["--as-is", "--key", "k"]));
+}

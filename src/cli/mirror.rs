@@ -18,8 +18,11 @@ pub struct Args {
     #[arg(required = true, value_name = "SOURCE… DIR [FILTER…]")]
     places: Vec<String>,
     /// The key to sign with; made when the file is absent
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "as_is")]
+    key: Option<PathBuf>,
+    /// Keep the metadata and its signatures as they came, whole; it may then list more than is there
+    #[arg(long, conflicts_with = "key")]
+    as_is: bool,
     /// Trust the keys in this file instead of the sources' own
     #[arg(long, value_name = "FILE")]
     keyring: Option<PathBuf>,

@@ -3,6 +3,7 @@
 //! written anew to list exactly what is there.
 
 mod files;
+mod whole;
 
 use std::path::{Path, PathBuf};
 
@@ -29,8 +30,8 @@ pub struct MirrorRequest {
     pub from: FromSources,
     /// The folder.
     pub dir: PathBuf,
-    /// The secret key's file; made when absent.
-    pub key: PathBuf,
+    /// The secret key's file, made when absent; `None` to keep the metadata as it came.
+    pub key: Option<PathBuf>,
     /// The newest so many versions of each product; `None` for all.
     pub max: Option<usize>,
     /// Keep what the filters cover and do not choose any more.
@@ -115,11 +116,12 @@ pub fn mirror(env: Env<'_>, request: &MirrorRequest) -> Result<MirrorReport> {
     let pool = env.pool()?;
     let _pool = pool.lock_shared()?;
     let run = Run { env, request, pool: &pool, filters };
+    let Some(key) = &request.key else { return run.whole(&sources) };
     if request.dry_run {
-        let keys = if request.key.exists() { Some(Keys::load(&request.key)?) } else { None };
+        let keys = if key.exists() { Some(Keys::load(key)?) } else { None };
         return run.look(&sources, keys.as_ref());
     }
-    let keys = keys::keys_for(env, &request.dir, &request.key, "virga mirror")?;
+    let keys = keys::keys_for(env, &request.dir, key, "virga mirror")?;
     let _held = keys::with(&request.dir, &keys, |publisher| publisher.hold())?;
     run.mirror(&sources, &keys)
 }
@@ -169,8 +171,12 @@ impl Run<'_> {
     /// Reads the metadata, and once more when something does not fit: a source
     /// in the middle of an update is not an error.
     fn mirror(&self, sources: &[Source], keys: &Keys) -> Result<MirrorReport> {
+        self.twice(sources, |read| self.bring(read, keys))
+    }
+
+    fn twice(&self, sources: &[Source], bring: impl Fn(&[Read<'_>]) -> Result<MirrorReport>) -> Result<MirrorReport> {
         let before = self.read(sources, Network::Ask)?;
-        let error = match self.bring(&before, keys) {
+        let error = match bring(&before) {
             Err(error) if matches!(error.kind(), Kind::Refused | Kind::NotFound) => error,
             done => return done,
         };
@@ -180,7 +186,7 @@ impl Run<'_> {
         if before.iter().zip(&after).all(|(before, after)| before.catalog.same_as(&after.catalog)) {
             return Err(error);
         }
-        self.bring(&after, keys)
+        bring(&after)
     }
 
     fn read<'s>(&self, sources: &'s [Source], network: Network) -> Result<Vec<Read<'s>>> {
@@ -211,7 +217,10 @@ impl Run<'_> {
             allow_older: self.request.from.allow_older,
             alternatives: false,
         };
-        let catalog = reader.read(&filters, network).await?;
+        // Metadata that is kept whole is all that the index leads to.
+        let every = Filters::default();
+        let needed = if self.request.key.is_some() { &filters } else { &every };
+        let catalog = reader.read(needed, network).await?;
         let offers = catalog.select(&filters, self.request.max)?.offers;
         Ok(Read { source, filters, chosen: offers.into_iter().map(|offer| offer.item).collect(), catalog })
     }
@@ -233,13 +242,19 @@ impl Run<'_> {
             publisher.publish(&upstream.list(), self.request.keep)
         })?;
         files.clear()?;
-        for read in read {
-            // What is older than this will be refused from now on.
+        self.remember(read)?;
+        Ok(report(&plan, &files, &missing, published.documents))
+    }
+}
+
+impl Run<'_> {
+    /// What is older than this will be refused from now on.
+    fn remember(&self, read: &[Read<'_>]) -> Result<()> {
+        read.iter().try_for_each(|read| {
             let files: Vec<&[u8]> = read.catalog.files().map(|file| file.bytes.as_slice()).collect();
             let keep = |generation: &mut _| read.catalog.keep(generation, self.request.from.allow_older);
-            self.pool.commit(&read.source.name, &files, keep)?;
-        }
-        Ok(report(&plan, &files, &missing, published.documents))
+            self.pool.commit(&read.source.name, &files, keep)
+        })
     }
 }
 

@@ -49,6 +49,16 @@ pub struct Plan {
     pub remove: Vec<Item>,
 }
 
+impl Plan {
+    /// Checks that each path is one file, and none of the stream's own.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] otherwise.
+    pub fn check(&self) -> Result<()> {
+        check_paths(self)
+    }
+}
+
 /// What [`Publisher::publish`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
@@ -67,6 +77,16 @@ impl Publisher<'_> {
     pub fn hold(&self) -> Result<FileLock> {
         fs::create_dir(&self.dir.join(document::FOLDER))?;
         self.lock()
+    }
+
+    /// Removes files of the stream that nothing lists any more, and the
+    /// folders that this leaves empty. One that is not there is passed over.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn remove_files<'p>(&self, paths: impl Iterator<Item = &'p RelPath>) -> Result<()> {
+        let mut own = paths.filter(|path| !is_reserved(path));
+        own.try_for_each(|path| content::remove(self.dir, path))
     }
 
     /// What the folder will list after mirroring `upstream`. Changes nothing.
