@@ -2,78 +2,25 @@
 //! and ratios. The targets are those that the project sets itself.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a bench runs tools and prints a table")]
 
+mod table;
+
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use table::{Row, median, tool};
 use virga::base::ByteSize;
 use virga::base::plan::{DiskFormat, InstanceId, Mac};
 use virga::{disk, seed, stream};
 
 const VIRGA: &str = env!("CARGO_BIN_EXE_virga");
 
-/// The median time of `rounds` calls, after one that warms up.
-fn median(rounds: usize, mut work: impl FnMut()) -> Duration {
-    work();
-    let mut times: Vec<Duration> = (0..rounds)
-        .map(|_| {
-            let began = Instant::now();
-            work();
-            began.elapsed()
-        })
-        .collect();
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn tool(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-struct Row {
-    what: &'static str,
-    ours: Duration,
-    theirs: Option<(&'static str, Duration)>,
-    target: String,
-    met: bool,
-}
-
-impl Row {
-    fn against(what: &'static str, ours: Duration, tool: &'static str, theirs: Duration, factor: f64) -> Self {
-        let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
-        Row { what, ours, theirs: Some((tool, theirs)), target: format!("{factor}x"), met: ratio >= factor }
-    }
-
-    fn under(what: &'static str, ours: Duration, limit: Duration) -> Self {
-        Row { what, ours, theirs: None, target: format!("{limit:?}"), met: ours <= limit }
-    }
-
-    fn print(&self) {
-        let (tool, theirs, ratio) = match self.theirs {
-            Some((tool, theirs)) => {
-                (tool, format!("{theirs:.2?}"), format!("{:.1}x", theirs.as_secs_f64() / self.ours.as_secs_f64()))
-            }
-            None => ("-", "-".into(), "-".into()),
-        };
-        let met = if self.met { "met" } else { "MISSED" };
-        let ours = format!("{:.2?}", self.ours);
-        println!(
-            "| {:<34} | {ours:>9} | {tool:<15} | {theirs:>9} | {ratio:>7} | {:>6} | {met} |",
-            self.what, self.target
-        );
-    }
-}
-
 fn main() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let base = dir.path().join("base.qcow2");
     tool("qemu-img", &["create", "-q", "-f", "qcow2", &base.display().to_string(), "2G"]);
 
-    println!(
-        "| what                               |      ours | tool            |      tool |   ratio | target |     |"
-    );
-    println!("|---|---|---|---|---|---|---|");
+    table::head();
     for row in [overlay(dir.path(), &base), seed_image(dir.path()), products()] {
         row.print();
     }

@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,7 +23,7 @@ fn reference() -> Option<PathBuf> {
     }
     let reason = text(&output.stderr);
     assert!(std::env::var_os("CI").is_none(), "the reference implementation cannot be installed: {reason}");
-    eprintln!("skipped: the reference implementation cannot be installed: {reason}");
+    writeln!(std::io::stderr(), "skipped: the reference implementation cannot be installed: {reason}").unwrap();
     None
 }
 

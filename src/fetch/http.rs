@@ -15,10 +15,25 @@ const REDIRECTS_MAX: usize = 5;
 /// Longest validator that is worth keeping.
 const VALIDATOR_MAX: usize = 1024;
 
+/// How a server is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the environment's proxies, if it names any.
+    Any,
+    /// Without them: no proxy can reach this machine's loopback.
+    Direct,
+    /// As that, and without TLS: reading the system's certificates takes
+    /// longer than all else that a sync with nothing new does.
+    Plain,
+}
+
 /// A client without automatic content decoding (no such feature is compiled
 /// in) and without a total time limit: large items take as long as they take.
-pub(super) fn client(settings: &FetchSettings, proxies: bool) -> Result<Client> {
-    let policy = redirect::Policy::custom(|attempt| match redirect_verdict(attempt.previous(), attempt.url()) {
+pub(super) fn client(settings: &FetchSettings, way: Way) -> Result<Client> {
+    let policy = redirect::Policy::custom(move |attempt| match redirect_verdict(attempt.previous(), attempt.url()) {
+        Ok(()) if way == Way::Plain && attempt.url().scheme() == "https" => {
+            attempt.error("a server of this machine redirects to https: use that URL itself")
+        }
         Ok(()) => attempt.follow(),
         Err(reason) => attempt.error(reason),
     });
@@ -28,7 +43,11 @@ pub(super) fn client(settings: &FetchSettings, proxies: bool) -> Result<Client> 
         .read_timeout(settings.stall_timeout)
         .redirect(policy)
         .referer(false);
-    let builder = if proxies { builder } else { builder.no_proxy() };
+    let builder = match way {
+        Way::Any => builder,
+        Way::Direct => builder.no_proxy(),
+        Way::Plain => builder.no_proxy().tls_certs_only([]),
+    };
     builder.build().context(|| "setting up the HTTP client".into())
 }
 
@@ -63,11 +82,16 @@ impl Fetcher {
     pub(super) fn client_for(&self, url: &Url) -> Result<&Client> {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let slot = if loopback { &self.shared.direct } else { &self.shared.client };
+        let way = match url.scheme() {
+            _ if !loopback => Way::Any,
+            "https" => Way::Direct,
+            _ => Way::Plain,
+        };
+        let slot = &self.shared.clients[way as usize];
         if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let made = client(&self.shared.settings, !loopback)?;
+        let made = client(&self.shared.settings, way)?;
         // Another task may have been quicker: then its client is the one.
         Ok(slot.get_or_init(|| made))
     }

@@ -82,11 +82,8 @@ pub struct Fetcher {
 
 #[derive(Clone, Debug)]
 struct Shared {
-    /// Made when first needed: reading the certificates of the system takes
-    /// some ten milliseconds.
-    client: Arc<OnceLock<reqwest::Client>>,
-    /// Without the environment's proxies: no proxy can reach this machine's loopback.
-    direct: Arc<OnceLock<reqwest::Client>>,
+    /// One for each [`Way`](http::Way), made when first needed.
+    clients: Arc<[OnceLock<reqwest::Client>; 3]>,
     settings: FetchSettings,
     budget: Arc<Budget>,
     stop: Stop,
@@ -103,8 +100,7 @@ impl Fetcher {
     fn with_stop(settings: &FetchSettings, requested: fn() -> bool) -> Self {
         Fetcher {
             shared: Arc::new(Shared {
-                client: Arc::default(),
-                direct: Arc::default(),
+                clients: Arc::default(),
                 budget: Arc::new(Budget::new(settings.budget)),
                 settings: settings.clone(),
                 stop: Stop(requested),

@@ -5,10 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use tower_http::services::ServeDir;
 
 use super::Env;
 use crate::base::{Context as _, Error, Kind, Result, fs, interrupt};
+
+/// Bytes read from a file at a time. Large images are what is served.
+const BLOCK: usize = 512 << 10;
 
 /// What to serve and where.
 #[derive(Clone, Debug)]
@@ -50,11 +54,19 @@ async fn listen(env: Env<'_>, request: &ServeRequest) -> Result<()> {
         fs::write_atomic(file, format!("{}\n", address.port()).as_bytes(), 0o644)?;
     }
     env.reporter.note(&format!("serving '{}' on http://{address}/", request.dir.display()));
-    let files = ServeDir::new(&request.dir).append_index_html_on_directories(false);
+    let files = ServeDir::new(&request.dir).append_index_html_on_directories(false).with_buf_chunk_size(BLOCK);
     let app = axum::Router::new().fallback_service(files).layer(axum::middleware::from_fn(refuse_hidden));
     tokio::select! {
-        served = async { axum::serve(listener, app).await } => served.context(|| "serving".into()),
+        served = async { axum::serve(listener.tap_io(at_once), app).await } => served.context(|| "serving".into()),
         () = asked_to_end() => Ok(()),
+    }
+}
+
+/// A head and a small body are two packets: the second is not to wait until
+/// the client has confirmed the first, which takes up to 40 ms (RFC 1122 section 4.2.3.2).
+fn at_once(connection: &mut tokio::net::TcpStream) {
+    if let Err(error) = connection.set_nodelay(true) {
+        tracing::debug!(%error, "this connection will be slow");
     }
 }
 

@@ -6,7 +6,7 @@ mod server;
 
 use std::time::Duration;
 
-use super::http::{redirect_verdict, retry_after, shown};
+use super::http::{Way, redirect_verdict, retry_after, shown};
 use super::{FetchSettings, Fetcher, Url};
 
 /// Quick failures, so that tests of patience need none.
@@ -64,14 +64,15 @@ fn retry_after_is_seconds_or_a_date() {
 #[test]
 fn loopback_hosts_bypass_the_proxy() {
     let fetcher = fetcher();
-    let direct = |text: &str| {
+    let way = |text: &str| {
         let client = fetcher.client_for(&url(text)).unwrap();
-        fetcher.shared.direct.get().is_some_and(|direct| std::ptr::eq(client, direct))
+        fetcher.shared.clients.iter().position(|slot| slot.get().is_some_and(|made| std::ptr::eq(made, client)))
     };
     for host in ["http://127.0.0.1:1/", "http://[::1]:1/", "http://localhost/"] {
-        assert!(direct(host), "{host}");
+        assert_eq!(way(host), Some(Way::Plain as usize), "{host}");
     }
+    assert_eq!(way("https://localhost/"), Some(Way::Direct as usize));
     for host in ["http://example.org/", "http://10.0.0.1/", "http://localhost.example.org/"] {
-        assert!(!direct(host), "{host}");
+        assert_eq!(way(host), Some(Way::Any as usize), "{host}");
     }
 }
