@@ -10,7 +10,7 @@ CARGO ?= cargo
 # The directory that cargo builds in; asked of cargo only where it is needed.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help deps build demo check test test-drivers bench install clean
+.PHONY: help deps build demo check test test-drivers bench fuzz install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-drivers: ## only the tests that boot guests
 
 bench: build ## speed against named tools, as a table
 	$(CARGO) bench --locked
+
+fuzz: ## fuzz each parser for a minute (SECONDS=60)
+	fuzz/run $(or $(SECONDS),60)
 
 install: build ## install below DESTDIR (PREFIX is /usr)
 	packaging/install-files "$(TARGET)/release/virga" "$(DESTDIR)$(PREFIX)"
