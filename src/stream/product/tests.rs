@@ -231,3 +231,83 @@ proptest::proptest! {
         }
     }
 }
+
+mod properties {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
+    use crate::stream::filter::Filters;
+    use crate::stream::product::parse_products;
+
+    type Attributes = BTreeMap<String, String>;
+
+    /// Attributes of one level; few names, so that levels overwrite each other.
+    fn attributes() -> impl Strategy<Value = Attributes> {
+        prop::collection::btree_map("[a-d]", "[x-z]{0,2}", 0..4)
+    }
+
+    fn level(attributes: &Attributes, children: &str, below: Map<String, Value>) -> Value {
+        let mut fields: Map<String, Value> =
+            attributes.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+        fields.insert(children.to_owned(), below.into());
+        fields.into()
+    }
+
+    fn document(versions: &BTreeMap<String, BTreeMap<String, Attributes>>, above: [&Attributes; 3]) -> Vec<u8> {
+        let [top, product, version] = above;
+        let item =
+            |attributes: &Attributes| attributes.iter().map(|(k, v)| (k.clone(), json!(v))).collect::<Map<_, _>>();
+        let items = |items: &BTreeMap<String, Attributes>| {
+            items.iter().map(|(name, attributes)| (name.clone(), item(attributes).into())).collect::<Map<_, _>>()
+        };
+        let versions =
+            versions.iter().map(|(name, below)| (name.clone(), level(version, "items", items(below)))).collect();
+        let products = Map::from_iter([("p".to_owned(), level(product, "versions", versions))]);
+        let mut document = level(top, "products", products);
+        (document["format"], document["content_id"]) = (json!("products:1.0"), json!("c"));
+        serde_json::to_vec(&document).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn an_item_has_the_nearest_of_each_attribute(
+            top in attributes(), product in attributes(), version in attributes(), item in attributes(),
+        ) {
+            let versions = BTreeMap::from([("v".to_owned(), BTreeMap::from([("i".to_owned(), item.clone())]))]);
+            let bytes = document(&versions, [&top, &product, &version]);
+            let products = parse_products(&bytes, None, "x").unwrap();
+            let found = products.select(&Filters::default(), None).next().unwrap().unwrap();
+            for key in ["a", "b", "c", "d"] {
+                let nearest = [&item, &version, &product, &top].into_iter().find_map(|level| level.get(key));
+                prop_assert_eq!(found.keys.get(key), nearest, "{}", key);
+                // Filters see the same, and an absent key as an empty one.
+                let value = nearest.map_or("", String::as_str);
+                let filter = Filters::parse(&[format!("{key}={value}")]).unwrap();
+                prop_assert_eq!(products.select(&filter, None).count(), 1);
+            }
+        }
+
+        #[test]
+        fn the_newest_versions_that_offer_something_are_chosen(
+            names in prop::collection::btree_set("[0-9a-zA-Z.é]{1,4}", 1..8), max in 1..5_usize, wanted in "[x-z]",
+            values in prop::collection::vec("[x-z]", 8),
+        ) {
+            let versions = names.iter().zip(&values).map(|(name, value)| {
+                (name.clone(), BTreeMap::from([("i".to_owned(), BTreeMap::from([("a".to_owned(), value.clone())]))]))
+            });
+            let none = Attributes::new();
+            let bytes = document(&versions.collect(), [&none; 3]);
+            let filters = Filters::parse(&[format!("a={wanted}")]).unwrap();
+            let products = parse_products(&bytes, None, "x").unwrap();
+            let found: Vec<String> =
+                products.select(&filters, Some(max)).map(|item| item.unwrap().version().to_owned()).collect();
+            // The naive model: those that match, by their bytes, newest first, so many.
+            let matching: BTreeSet<&[u8]> =
+                names.iter().zip(&values).filter(|(_, value)| **value == wanted).map(|(name, _)| name.as_bytes()).collect();
+            let expected: Vec<&[u8]> = matching.into_iter().rev().take(max).collect();
+            prop_assert_eq!(found.iter().map(String::as_bytes).collect::<Vec<_>>(), expected);
+        }
+    }
+}
