@@ -1,12 +1,11 @@
 //! The same trees, filters and numbers of versions, read by virga and by the
 //! reference implementation's own program: the same items with the same attributes.
 
-#![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
+#![allow(clippy::disallowed_methods, clippy::print_stderr, reason = "tests touch the machine as its users do")]
 
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,7 +22,7 @@ fn reference() -> Option<PathBuf> {
     }
     let reason = text(&output.stderr);
     assert!(std::env::var_os("CI").is_none(), "the reference implementation cannot be installed: {reason}");
-    writeln!(std::io::stderr(), "skipped: the reference implementation cannot be installed: {reason}").unwrap();
+    eprintln!("skipped: the reference implementation cannot be installed: {reason}");
     None
 }
 
