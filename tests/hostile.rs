@@ -410,6 +410,30 @@ fn a_mirror_in_the_middle_of_an_update_is_no_error() {
 }
 
 #[test]
+fn proxies_come_from_the_environment() {
+    let stream = Stream::new();
+    let files = stream.all_files();
+    let proxy = stream.serve(move |request| {
+        let path = request.path.strip_prefix("http://mirror.invalid/")?;
+        Some(files.get(path).map_or_else(|| Reply::status("404 Not Found"), |bytes| Reply::ranged(request, bytes)))
+    });
+    let keyring = stream.home.path("keyring.gpg");
+    let args = ["sync", "--source", "http://mirror.invalid/", "--keyring", keyring.to_str().unwrap()];
+    let sync = |name: &str| stream.home.virga(args).env(name, proxy.url("/").as_str()).output().unwrap();
+    let output = sync("HTTP_PROXY");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(stream.blobs(), [hex(&stream.image())]);
+    assert!(proxy.seen().iter().all(|request| request.path.starts_with("http://mirror.invalid/")));
+    // A server of this machine is asked itself, whatever the proxy.
+    let before = proxy.seen().len();
+    let direct = stream.serve(|_| None);
+    let (keyring, url) = (stream.home.path("keyring.gpg"), direct.url("/"));
+    let args = ["sync", "--source", url.as_str(), "--keyring", keyring.to_str().unwrap()];
+    assert!(stream.home.virga(args).env("HTTP_PROXY", proxy.url("/").as_str()).output().unwrap().status.success());
+    assert_eq!(proxy.seen().len(), before);
+}
+
+#[test]
 fn nothing_new_costs_one_question_a_file() {
     let stream = Stream::new();
     let server = stream.serve(|request| {

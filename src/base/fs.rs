@@ -135,8 +135,11 @@ fn libc_nofollow() -> i32 {
 /// # Errors
 /// [`Kind::NotFound`] when it is absent, [`Kind::Failed`] when it is larger.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(|error| explain(error, "reading", path))?;
+    let file = open(path)?;
+    // A hint only: the file may grow or shrink meanwhile.
+    let length = file.metadata().map_or(0, |meta| meta.len().min(limit));
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| explain(error, "reading", path))?;
     if bytes.len() as u64 > limit {
         return Err(Error::failed(format!("'{}' is larger than {}", path.display(), super::ByteSize(limit))));
     }
