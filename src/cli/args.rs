@@ -18,12 +18,19 @@ pub struct FormatArg {
     pub format: Format,
 }
 
-/// Where images come from, and on what terms.
+/// Where images come from.
 #[derive(Args, Clone, Debug)]
 pub struct FromArgs {
     /// A source's name or a URL; given several times, they are tried in turn [default: ubuntu]
     #[arg(long = "source", value_name = "NAME|URL")]
     sources: Vec<String>,
+    #[command(flatten)]
+    trust: TrustArgs,
+}
+
+/// On what terms metadata is taken.
+#[derive(Args, Clone, Debug)]
+pub struct TrustArgs {
     /// Trust the keys in this file instead of the source's own
     #[arg(long, value_name = "FILE")]
     keyring: Option<PathBuf>,
@@ -39,14 +46,23 @@ impl FromArgs {
     /// Whether any of them was given.
     #[must_use]
     pub fn any(&self) -> bool {
-        !self.sources.is_empty() || self.keyring.is_some() || self.unsigned || self.allow_older
+        let TrustArgs { keyring, unsigned, allow_older } = &self.trust;
+        !self.sources.is_empty() || keyring.is_some() || *unsigned || *allow_older
+    }
+}
+
+impl TrustArgs {
+    /// These terms for `sources`.
+    #[must_use]
+    pub fn with(self, sources: Vec<String>) -> FromSources {
+        let TrustArgs { keyring, unsigned, allow_older } = self;
+        FromSources { sources, keyring, unsigned, allow_older }
     }
 }
 
 impl From<FromArgs> for FromSources {
     fn from(args: FromArgs) -> Self {
-        let FromArgs { sources, keyring, unsigned, allow_older } = args;
-        FromSources { sources, keyring, unsigned, allow_older }
+        args.trust.with(args.sources)
     }
 }
 

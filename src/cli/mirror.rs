@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::{FormatArg, at_least_one};
+use super::args::{FormatArg, TrustArgs, at_least_one};
 use super::render::{self, Format};
 use super::term;
 use crate::base::{ByteSize, Result};
 use crate::ops::Env;
 use crate::ops::mirror::{self, MirrorReport, MirrorRequest, MirroredFile};
-use crate::ops::sync::FromSources;
 
 /// `virga mirror`
 #[derive(clap::Args, Debug)]
@@ -23,15 +22,8 @@ pub struct Args {
     /// Keep the metadata and its signatures as they came, whole; it may then list more than is there
     #[arg(long, conflicts_with = "key")]
     as_is: bool,
-    /// Trust the keys in this file instead of the sources' own
-    #[arg(long, value_name = "FILE")]
-    keyring: Option<PathBuf>,
-    /// Take metadata without a signature: whoever is on the way can then replace an image
-    #[arg(long, conflicts_with = "keyring")]
-    unsigned: bool,
-    /// Take metadata that is older than what was verified last
-    #[arg(long)]
-    allow_older: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Copy the newest N versions of each product [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     max: Option<usize>,
@@ -51,9 +43,8 @@ pub struct Args {
 /// As [`mirror::mirror`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     let places = mirror::places(env, &args.places)?;
-    let Args { keyring, unsigned, allow_older, .. } = args;
     let request = MirrorRequest {
-        from: FromSources { sources: places.sources, keyring, unsigned, allow_older },
+        from: args.trust.with(places.sources),
         dir: places.dir,
         key: args.key,
         max: args.max,

@@ -18,6 +18,7 @@ use super::content;
 use super::document::{Document, EXPORT};
 use crate::base::name::{hex, quoted};
 use crate::base::{Error, Result, fs};
+use crate::stream::incus::ROOTS;
 use crate::stream::product::Item;
 
 /// The derived document's content id.
@@ -28,14 +29,6 @@ const LXD_METADATA: &str = "lxd.tar.xz";
 const METADATA: &str = "incus.tar.xz";
 /// What makes the derived document superfluous.
 const INCUS: [&str; 2] = [METADATA, "incus_combined.tar.gz"];
-/// Root file systems, and where the metadata has the fingerprint with each.
-const ROOTS: [(&str, &str); 5] = [
-    ("squashfs", "combined_squashfs_sha256"),
-    ("root.tar.xz", "combined_rootxz_sha256"),
-    ("disk-kvm.img", "combined_disk-kvm-img_sha256"),
-    ("uefi1.img", "combined_uefi1-img_sha256"),
-    ("disk1.img", "combined_disk1-img_sha256"),
-];
 /// Attributes that Incus reads, all of them text.
 const ATTRIBUTES: [&str; 9] =
     ["aliases", "arch", "os", "release", "release_codename", "release_title", "support_eol", "variant", "version"];
