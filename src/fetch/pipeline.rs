@@ -1,7 +1,9 @@
-//! Network task → hash thread → write thread, joined by bounded channels.
+//! Network task → hash thread → write thread → flush thread, joined by bounded channels.
 //!
 //! Hashing and writing each keep a processor busy for a while at a gigabyte a
-//! second; side by side they cost no more than the slower of them.
+//! second; side by side they cost no more than the slower of them. The disk
+//! works on what is written already while the rest still comes: whoever syncs
+//! the file at the end has little to wait for.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +24,8 @@ const DEPTH: usize = 32;
 /// Shorter chunks are gathered up to this length before they are written.
 /// Small enough to be in the processor's cache still when the kernel copies it.
 const BATCH: usize = 256 << 10;
+/// What is written is flushed to the disk whenever that much more has come.
+const FLUSH: u64 = 64 << 20;
 
 /// The digests of the bytes so far: SHA-256 always, for it names the blob, and
 /// SHA-512 when that is what was announced.
@@ -55,7 +59,7 @@ impl Hashes {
 }
 
 /// Takes bytes in order, hashes them and writes them to a file. Dropping it
-/// waits until both threads have ended: nobody writes after that.
+/// waits until all threads have ended: nobody writes after that.
 #[derive(Debug)]
 pub(super) struct Sink {
     chunks: Option<mpsc::Sender<Bytes>>,
@@ -66,19 +70,22 @@ pub(super) struct Sink {
 struct Threads {
     hash: JoinHandle<Hashes>,
     write: JoinHandle<io::Result<()>>,
+    flush: JoinHandle<io::Result<()>>,
 }
 
 impl Sink {
-    /// Starts both threads. The first byte goes to offset `at` of `file`.
+    /// Starts the threads. The first byte goes to offset `at` of `file`.
     pub fn start(file: Arc<File>, at: u64, hashes: Hashes) -> io::Result<Self> {
         let (chunks, to_hash) = mpsc::channel(DEPTH);
         let (hashed, to_write) = channel::sync_channel(DEPTH);
-        let write =
-            std::thread::Builder::new().name("fetch-write".into()).spawn(move || write(&file, at, &to_write))?;
-        // When this fails, `hashed` is dropped with the closure and the writer ends by itself.
-        let hash =
-            std::thread::Builder::new().name("fetch-hash".into()).spawn(move || hash(hashes, to_hash, &hashed))?;
-        Ok(Sink { chunks: Some(chunks), threads: Some(Threads { hash, write }) })
+        let (written, to_flush) = channel::sync_channel(1);
+        let spawn = |name: &str| std::thread::Builder::new().name(format!("fetch-{name}"));
+        // When a later one fails, its end of the channel is dropped with the closure and those before end by themselves.
+        let flushed = Arc::clone(&file);
+        let flush = spawn("flush").spawn(move || flush(&flushed, &to_flush))?;
+        let write = spawn("write").spawn(move || write(&file, at, &to_write, &written))?;
+        let hash = spawn("hash").spawn(move || hash(hashes, to_hash, &hashed))?;
+        Ok(Sink { chunks: Some(chunks), threads: Some(Threads { hash, write, flush }) })
     }
 
     /// Hands over the next bytes, waiting while the stages behind are busy.
@@ -109,11 +116,14 @@ impl Drop for Sink {
 }
 
 impl Threads {
-    /// Both are waited for, whatever the first one says.
+    /// All are waited for, whatever the first one says.
     fn join(self) -> io::Result<Hashes> {
         let failed = |_| io::Error::other("a thread of the download failed");
         let hashes = self.hash.join().map_err(failed);
-        self.write.join().map_err(failed)??;
+        let written = self.write.join().map_err(failed);
+        // The kernel tells of bytes that it could not keep once only: here, or to the last sync.
+        self.flush.join().map_err(failed)??;
+        written??;
         hashes
     }
 }
@@ -128,12 +138,26 @@ fn hash(mut hashes: Hashes, mut chunks: mpsc::Receiver<Bytes>, hashed: &channel:
     hashes
 }
 
-fn write(file: &File, mut at: u64, chunks: &channel::Receiver<Bytes>) -> io::Result<()> {
+fn write(
+    file: &File,
+    mut at: u64,
+    chunks: &channel::Receiver<Bytes>,
+    written: &channel::SyncSender<()>,
+) -> io::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut flush_at = at + FLUSH;
     let mut put = |bytes: &[u8]| {
         file.write_all_at(bytes, at)?;
         at += bytes.len() as u64;
-        io::Result::Ok(())
+        if at >= flush_at {
+            match written.try_send(()) {
+                Ok(()) => flush_at = at + FLUSH,
+                // The disk is busy with what came before: go on meanwhile.
+                Err(channel::TrySendError::Full(())) => {}
+                Err(channel::TrySendError::Disconnected(())) => return Err(io::Error::other("the flush failed")),
+            }
+        }
+        Ok(())
     };
     while let Ok(chunk) = chunks.recv() {
         if batch.len() + chunk.len() > BATCH {
@@ -147,6 +171,13 @@ fn write(file: &File, mut at: u64, chunks: &channel::Receiver<Bytes>) -> io::Res
         }
     }
     put(&batch)
+}
+
+fn flush(file: &File, written: &channel::Receiver<()>) -> io::Result<()> {
+    while let Ok(()) = written.recv() {
+        file.sync_data()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -188,5 +219,17 @@ mod tests {
             assert!(sent < 200, "the writer's end was never noticed");
         }
         assert_eq!(sink.finish().await.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_loses_bytes_on_the_way_is_told_of() {
+        // Takes every write, and cannot be synced.
+        let null = Arc::new(File::options().write(true).open("/dev/null").unwrap());
+        let sink = Sink::start(null, 0, Hashes::new(DigestAlgorithm::Sha256)).unwrap();
+        let chunk = Bytes::from(vec![1; 8 << 20]);
+        for _ in 0..FLUSH / (4 << 20) {
+            sink.send(chunk.clone()).await;
+        }
+        assert_eq!(sink.finish().await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -126,13 +126,14 @@ pub fn sources(env: Env<'_>) -> Result<Vec<Source>> {
     Ok(Sources::load(&env.settings.stream_dirs)?.iter().cloned().collect())
 }
 
-/// Runs downloads to their end.
+/// Runs downloads to their end, all on this thread: what is heavy about them,
+/// hashing and writing, has threads of its own, and waking others for a small
+/// answer takes longer than reading it.
 ///
 /// # Errors
 /// What `work` returns.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context(|| "starting the downloads".into())?;

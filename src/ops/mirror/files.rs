@@ -164,8 +164,9 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// Gives them their final names, durably. What is renamed is on the disk
-    /// before, and its name after: one sync for all instead of one for each.
+    /// Gives them their final names, durably: one sync for all instead of one
+    /// for each. A crash before it can leave a name without its bytes, and
+    /// harms nobody: only then do documents list it, and each run hashes all files.
     ///
     /// # Errors
     /// When one cannot be renamed.
@@ -173,7 +174,6 @@ impl<'a> Files<'a> {
         if missing.is_empty() {
             return Ok(());
         }
-        fs::sync_file_system(self.dir)?;
         for file in missing {
             let (partial, target) = (self.partial(file), self.dir.join(file.path.as_str()));
             if file.held && !partial.exists() {
