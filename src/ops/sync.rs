@@ -266,7 +266,7 @@ impl Run<'_> {
                     record.retired_at = Some(Timestamp::now());
                 }
             }
-            for mut record in taken.into_iter().map(|taken| taken.record) {
+            for mut record in taken.iter().map(|taken| taken.record.clone()) {
                 if let Some(old) = generation.images.get(&record.id).filter(|old| old.blob == record.blob) {
                     record.synced_at = old.synced_at;
                 }

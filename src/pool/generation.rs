@@ -78,7 +78,8 @@ impl Pool {
 
     /// Changes the state of a source: all of `change` becomes visible at once,
     /// or nothing. `files` are the bytes of metadata files that `change` names.
-    /// Waits for others who change the same source; writes nothing when nothing changes.
+    /// Waits for others who change the same source, and then calls `change`
+    /// once more; neither locks nor writes when it changes nothing.
     ///
     /// # Errors
     /// What `change` returns; when something cannot be written, with the old state in place.
@@ -86,18 +87,21 @@ impl Pool {
         &self,
         source: &str,
         files: &[&[u8]],
-        change: impl FnOnce(&mut Generation) -> Result<()>,
+        mut change: impl FnMut(&mut Generation) -> Result<()>,
     ) -> Result<()> {
         let folder = self.layout.stream(source);
+        let mut changed = |old: &Generation| {
+            let mut new = old.clone();
+            change(&mut new)?;
+            Result::Ok(if new == *old { None } else { Some(new) })
+        };
+        if changed(&self.generation(source)?)?.is_none() {
+            return Ok(());
+        }
         fs::create_private_dir(&folder)?;
         let _lock =
             FileLock::acquire(&folder.join(LOCK), Mode::Exclusive, &format!("the records of '{source}'"), PATIENCE)?;
-        let old = self.generation(source)?;
-        let mut new = old.clone();
-        change(&mut new)?;
-        if new == old {
-            return Ok(());
-        }
+        let Some(new) = changed(&self.generation(source)?)? else { return Ok(()) };
         for bytes in files {
             let path = self.metadata_path(source, &name::hex(&Sha256::digest(bytes)))?;
             fs::write_atomic(&path, bytes, 0o600)?;
