@@ -17,6 +17,17 @@ pub fn median(rounds: usize, mut work: impl FnMut()) -> Duration {
     times[times.len() / 2]
 }
 
+/// The median times of two pieces of work, done in turn: what else the machine
+/// does slows both down, and their ratio stays.
+#[allow(dead_code, reason = "one of the benches needs it")]
+pub fn in_turn(rounds: usize, mut ours: impl FnMut(), mut theirs: impl FnMut()) -> (Duration, Duration) {
+    let (mut left, mut right): (Vec<_>, Vec<_>) =
+        (0..rounds).map(|_| (median(4, &mut ours), median(1, &mut theirs))).unzip();
+    left.sort();
+    right.sort();
+    (left[rounds / 2], right[rounds / 2])
+}
+
 /// Runs a foreign tool that must succeed.
 pub fn tool(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
