@@ -10,7 +10,7 @@ CARGO ?= cargo
 # The directory that cargo builds in; asked of cargo only where it is needed.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help deps build demo check test test-drivers bench fuzz install clean
+.PHONY: help deps build dist demo check test test-drivers bench fuzz install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,14 +38,17 @@ test-drivers: ## only the tests that boot guests
 	@tests/image/build >/dev/null
 	$(CARGO) test --locked --test boot
 
-bench: build ## speed against named tools, as a table
-	$(CARGO) bench --locked
+dist: ## build the binary that is installed (takes minutes)
+	$(CARGO) build --profile dist --locked
+
+bench: ## speed against named tools, as a table
+	$(CARGO) bench --profile dist --locked
 
 fuzz: ## fuzz each parser for a minute (SECONDS=60)
 	fuzz/run $(or $(SECONDS),60)
 
-install: build ## install below DESTDIR (PREFIX is /usr)
-	packaging/install-files "$(TARGET)/release/virga" "$(DESTDIR)$(PREFIX)"
+install: dist ## install below DESTDIR (PREFIX is /usr)
+	packaging/install-files "$(TARGET)/dist/virga" "$(DESTDIR)$(PREFIX)"
 
 clean: ## remove what was built
 	$(CARGO) clean

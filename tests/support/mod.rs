@@ -237,3 +237,11 @@ pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
 pub fn write(path: &Path, content: &str) {
     std::fs::File::create(path).unwrap().write_all(content.as_bytes()).unwrap();
 }
+
+/// Says that a test is left out, and why; in CI that is a failure.
+#[track_caller]
+#[allow(clippy::print_stderr, reason = "whoever runs the tests is to read it")]
+pub fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{reason}");
+    eprintln!("skipped: {reason}");
+}
