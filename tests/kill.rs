@@ -1,76 +1,20 @@
-//! SIGKILL at any moment of a sync: the pool is consistent, and what was
-//! verified is not fetched again.
+//! SIGKILL at any moment of a sync or a mirror's run: pool and mirror are
+//! consistent, and what was verified is not fetched again.
 
 #![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rstest::rstest;
+use support::slow::SlowServer;
 use support::{Home, Mirror, names, run, sha256};
 
 const ITEMS: usize = 5;
-/// Bytes a second of one download: so slow that most kills hit one.
-const RATE: usize = 8 << 20;
-
-/// Serves a folder slowly, with ranges, and remembers who asked for what.
-struct SlowServer {
-    url: String,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl SlowServer {
-    fn start(dir: PathBuf) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
-        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = Arc::clone(&asked);
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (dir, log) = (dir.clone(), Arc::clone(&log));
-                // A killed client breaks the pipe: that is the point of this test.
-                std::thread::spawn(move || drop(answer(stream.unwrap(), &dir, &log)));
-            }
-        });
-        SlowServer { url, asked }
-    }
-}
-
-fn answer(mut stream: TcpStream, dir: &Path, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
-    let lines: Vec<String> =
-        BufReader::new(stream.try_clone()?).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-    let Some(path) = lines.first().and_then(|line| line.split(' ').nth(1)) else { return Ok(()) };
-    log.lock().unwrap().push(path.to_owned());
-    let mut file = std::fs::File::open(dir.join(path.trim_start_matches('/')))?;
-    let size = file.metadata()?.len();
-    let range = lines
-        .iter()
-        .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
-    let start: u64 = range.unwrap_or(0);
-    let status = match range {
-        Some(_) => format!("206 Partial Content\r\nContent-Range: bytes {start}-{}/{size}", size - 1),
-        None => "200 OK".into(),
-    };
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", size - start)?;
-    file.seek(SeekFrom::Start(start))?;
-    let mut block = vec![0; RATE / 100];
-    loop {
-        let read = file.read(&mut block)?;
-        if read == 0 {
-            return Ok(());
-        }
-        stream.write_all(&block[..read])?;
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// A stream with items of random content that intake accepts.
 fn published(home: &Home) -> Mirror {
     let image = |n: usize| {
@@ -104,6 +48,30 @@ fn announced(mirror: &Mirror) -> BTreeMap<String, String> {
     names(&images).into_iter().map(file).collect()
 }
 
+/// Random moments; a failure names the seed.
+struct Moments(u32);
+
+impl Moments {
+    fn new() -> Self {
+        Moments(std::process::id().wrapping_mul(2_654_435_761) | 1)
+    }
+
+    fn next(&mut self, up_to: Duration) -> (u32, Duration) {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.0, up_to.mul_f64(f64::from(self.0 >> 8) / f64::from(1 << 24)))
+    }
+}
+
+/// Whether it was still at work.
+fn killed_after(delay: Duration, command: &mut Command) -> bool {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(delay);
+    let hit = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    hit
+}
+
 #[test]
 fn fifty_kills_lose_nothing_and_fetch_nothing_twice() {
     let home = Home::new();
@@ -118,20 +86,15 @@ fn fifty_kills_lose_nothing_and_fetch_nothing_twice() {
     home.ok(args);
     let whole = start.elapsed();
     let (mut kills, mut hits, mut finished) = (0, 0, BTreeSet::new());
-    let mut seed = std::process::id().wrapping_mul(2_654_435_761) | 1;
+    let mut moments = Moments::new();
     while kills < 50 {
         // Begun anew when a round got through, so that every moment has its turn.
         std::fs::remove_dir_all(home.state()).unwrap();
         finished.clear();
         for _ in 0..5 {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let delay = whole.mul_f64(f64::from(seed >> 8) / f64::from(1 << 24) * 0.7);
+            let (seed, delay) = moments.next(whole.mul_f64(0.7));
             server.asked.lock().unwrap().clear();
-            let mut child = home.virga(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(delay);
-            hits += usize::from(child.try_wait().unwrap().is_none());
-            child.kill().unwrap();
-            child.wait().unwrap();
+            hits += usize::from(killed_after(delay, &mut home.virga(args)));
             kills += 1;
 
             for digest in &finished {
@@ -157,4 +120,64 @@ fn fifty_kills_lose_nothing_and_fetch_nothing_twice() {
     home.ok(["prune"]);
     assert_eq!(names(&home.state().join("pool/partial")), Vec::<String>::new());
     assert_eq!(names(&blobs).len(), ITEMS);
+}
+
+/// Every file of a mirror that has a final name, as `announced` names it.
+fn finals(dir: &Path, announced: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let there = |(_, path): &(&String, &String)| dir.join(path.trim_start_matches('/')).exists();
+    announced.iter().filter(there).map(|(digest, _)| digest.clone()).collect()
+}
+
+#[rstest]
+#[case::signed_anew(&["--key", "mirror.key"])]
+#[case::as_it_came(&["--as-is"])]
+fn kills_leave_a_mirror_that_clients_can_use(#[case] how: &[&str]) {
+    let home = Home::new();
+    let upstream = published(&home);
+    let server = SlowServer::start(upstream.dir.clone());
+    let announced = announced(&upstream);
+    let (copy, keyring) = (home.path("copy"), upstream.dir.join("keyring.gpg").display().to_string());
+    let args: Vec<&str> = ["--quiet", "mirror", &server.url, copy.to_str().unwrap(), "--keyring", &keyring]
+        .into_iter()
+        .chain(how.iter().copied())
+        .collect();
+    let keyring =
+        if how.contains(&"--as-is") { keyring.clone() } else { copy.join("keyring.gpg").display().to_string() };
+    let check = |seed: u32| {
+        for digest in finals(&copy, &announced) {
+            let path = copy.join(announced[&digest].trim_start_matches('/'));
+            assert_eq!(sha256(&path), digest, "a final name without its content, seed {seed}");
+        }
+        if copy.join("streams/v1/index.sjson").exists() {
+            let url = format!("file://{}/", copy.display());
+            let offered = home.json(["images", "--remote", "--source", &url, "--keyring", &keyring]);
+            let missing = offered.as_array().unwrap().len() - finals(&copy, &announced).len();
+            assert_eq!(missing, 0, "listed and not there, seed {seed}");
+        }
+    };
+    let start = Instant::now();
+    home.ok(&args);
+    let whole = start.elapsed();
+    let (mut hits, mut moments) = (0, Moments::new());
+    for _ in 0..4 {
+        std::fs::remove_dir_all(&copy).unwrap();
+        let mut finished = BTreeSet::new();
+        for _ in 0..4 {
+            let (seed, delay) = moments.next(whole.mul_f64(0.7));
+            server.asked.lock().unwrap().clear();
+            hits += usize::from(killed_after(delay, &mut home.virga(&args)));
+            for digest in &finished {
+                let again = server.asked.lock().unwrap().contains(&announced[digest]);
+                assert!(!again, "{digest} was there and was fetched again (after {delay:?}, seed {seed})");
+            }
+            finished = finals(&copy, &announced);
+            check(seed);
+        }
+    }
+    assert!(hits > 8, "only {hits} kills hit a run that was at work");
+    home.ok(&args);
+    check(0);
+    assert_eq!(finals(&copy, &announced).len(), ITEMS);
+    let own: Vec<String> = names(&copy).into_iter().filter(|name| name.starts_with(".virga-")).collect();
+    assert_eq!(own, [".virga-lock"]);
 }

@@ -2,6 +2,8 @@
 //! real images, a real published stream and its real server.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod slow;
+
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

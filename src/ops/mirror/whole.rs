@@ -63,10 +63,12 @@ impl Run<'_> {
         }
         let gone = self.listed_before(read, &listed);
         block_on(files.fetch(&missing, self.env.reporter))?;
+        let removed = plan.remove.iter().filter_map(|item| item.path.as_ref());
+        self.folder().announce(missing.iter().map(|file| file.path).chain(&gone).chain(removed))?;
         files.place(&missing)?;
         let documents = self.write_documents(read)?;
-        let removed = plan.remove.iter().filter_map(|item| item.path.as_ref());
-        self.folder().remove_files(gone.iter().chain(removed))?;
+        let kept = plan.wanted.iter().chain(&plan.held).filter_map(|item| item.path.as_ref()).collect();
+        self.folder().clear_announced(&kept)?;
         files.clear()?;
         self.remember(one)?;
         Ok(report(&plan, &files, &missing, documents))

@@ -79,16 +79,6 @@ impl Publisher<'_> {
         self.lock()
     }
 
-    /// Removes files of the stream that nothing lists any more, and the
-    /// folders that this leaves empty. One that is not there is passed over.
-    ///
-    /// # Errors
-    /// When one cannot be removed.
-    pub fn remove_files<'p>(&self, paths: impl Iterator<Item = &'p RelPath>) -> Result<()> {
-        let mut own = paths.filter(|path| !is_reserved(path));
-        own.try_for_each(|path| content::remove(self.dir, path))
-    }
-
     /// What the folder will list after mirroring `upstream`. Changes nothing.
     ///
     /// With `keep` nothing is removed.
@@ -100,17 +90,34 @@ impl Publisher<'_> {
         plan(&listed(&self.load()?)?, upstream, keep)
     }
 
-    /// Notes files that get their final names before anything lists them, so
-    /// that [`publish`](Self::publish) deletes those of an interrupted run that
-    /// nobody wants any more.
+    /// Notes files that may belong to nothing before long: those that get their
+    /// final names before anything lists them, and those that are to go.
+    /// [`clear_announced`](Self::clear_announced) looks at them, in this run or the next.
     ///
     /// # Errors
     /// When the note cannot be written.
     pub fn announce<'p>(&self, paths: impl Iterator<Item = &'p RelPath>) -> Result<()> {
         let mut pending = self.pending()?;
         let before = pending.len();
-        pending.extend(paths.cloned());
+        pending.extend(paths.filter(|path| !is_reserved(path)).cloned());
         if pending.len() == before { Ok(()) } else { self.note_pending(&pending) }
+    }
+
+    /// Deletes the announced files that are not among `listed`, with the
+    /// folders that this leaves empty; returns those that were there.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn clear_announced(&self, listed: &HashSet<&RelPath>) -> Result<Vec<RelPath>> {
+        let mut deleted = Vec::new();
+        for path in self.pending()?.into_iter().filter(|path| !listed.contains(path)) {
+            if self.dir.join(path.as_str()).symlink_metadata().is_ok() {
+                content::remove(self.dir, &path)?;
+                deleted.push(path);
+            }
+        }
+        fs::remove_file(&self.dir.join(PENDING))?;
+        Ok(deleted)
     }
 
     /// Makes the folder's documents list what [`plan`](Self::plan) says, whose
@@ -132,23 +139,12 @@ impl Publisher<'_> {
         let after = listed(&documents)?;
         documents.extend(exported.again(self.dir, &documents, &after)?);
 
-        let mut stale = self.pending()?;
-        stale.extend(before.into_iter().filter_map(|item| item.path));
         let listed: HashSet<&RelPath> = after.iter().filter_map(|item| item.path.as_ref()).collect();
-        stale.retain(|path| !listed.contains(path));
-        if !stale.is_empty() {
-            self.note_pending(&stale)?;
-        }
+        self.announce(before.iter().filter_map(|item| item.path.as_ref()).filter(|path| !listed.contains(path)))?;
         let written = self.save_changed(&documents)?;
         exported.clear(self.dir, &documents)?;
         // Only now: until here clients may be told to fetch them.
-        let mut deleted = Vec::new();
-        for path in stale.into_iter().filter(|path| self.dir.join(path.as_str()).symlink_metadata().is_ok()) {
-            content::remove(self.dir, &path)?;
-            deleted.push(path);
-        }
-        fs::remove_file(&self.dir.join(PENDING))?;
-        Ok(Published { documents: written, deleted })
+        Ok(Published { documents: written, deleted: self.clear_announced(&listed)? })
     }
 
     fn merge(&self, documents: &mut Vec<Document>, upstream: &Upstream<'_>, held: &[Item]) -> Result<()> {
