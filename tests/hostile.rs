@@ -447,3 +447,47 @@ fn nothing_new_costs_one_question_a_file() {
     let asked: Vec<String> = server.seen()[before..].iter().map(|request| request.path.clone()).collect();
     assert_eq!(asked, [format!("/{INDEX}"), format!("/{PRODUCTS}")]);
 }
+
+/// What a killed sync took in without writing its record: nothing names its SHA-256.
+#[test]
+fn an_item_known_by_its_sha_512_alone_is_not_fetched_twice() {
+    let mut stream = Stream::new();
+    let image = stream.image();
+    let sha512: String = sha2::Sha512::digest(&image).iter().map(|byte| format!("{byte:02x}")).collect();
+    stream.item()["sha512"] = sha512.into();
+    stream.item().as_object_mut().unwrap().remove("sha256");
+    let server = stream.serve(|_| None);
+    stream.synced(&server);
+    std::fs::remove_dir_all(stream.home.state().join("pool/streams")).unwrap();
+    stream.synced(&server);
+    assert_eq!(server.seen().iter().filter(|request| is_item(request)).count(), 1);
+    assert_eq!(stream.home.json(["images"])[0]["present"], true);
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_told_before_anything_is_fetched() {
+    if run("id", ["-u"]).trim() != "0" {
+        return support::skip("only root can mount a small disk");
+    }
+    let stream = Stream::new();
+    let server = stream.serve(|_| None);
+    let (small, url, keyring) = (stream.home.path("small"), server.url("/"), stream.home.path("keyring.gpg"));
+    std::fs::create_dir(&small).unwrap();
+    let script = r#"mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@""#;
+    for command in ["sync --source URL --keyring RING", "mirror URL DIR/copy --keyring RING --key KEY"] {
+        let before = server.seen().iter().filter(|request| is_item(request)).count();
+        let args = command
+            .replace("URL", url.as_str())
+            .replace("RING", keyring.to_str().unwrap())
+            .replace("KEY", stream.home.path("key").to_str().unwrap())
+            .replace("DIR", small.to_str().unwrap());
+        let mut inside = std::process::Command::new("unshare");
+        inside.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&small).arg(support::VIRGA);
+        inside.args(args.split(' ')).env("HOME", stream.home.path("home")).env("VIRGA_HOME", small.join("state"));
+        let output = inside.env("VIRGA_RUNTIME_DIR", stream.home.path("run")).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(" free"), "{stderr}");
+        assert_eq!(server.seen().iter().filter(|request| is_item(request)).count(), before, "it was asked for");
+    }
+}

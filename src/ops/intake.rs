@@ -157,7 +157,10 @@ impl Intake<'_> {
             return Ok(None);
         }
         let same = |record: &ImageRecord| record.announced == image.digest && self.pool.has_blob(&record.blob);
-        Ok(self.pool.records()?.into_iter().find(same).map(|record| record.blob))
+        match self.pool.records()?.into_iter().find(same) {
+            Some(record) => Ok(Some(record.blob)),
+            None => self.pool.find_sha512(image.size, &image.digest),
+        }
     }
 
     async fn facts(&self, image: &Wanted, blob: &Digest) -> Result<Option<DiskFacts>> {

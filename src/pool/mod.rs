@@ -13,7 +13,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 
 pub use generation::{Generation, Kept};
 pub use record::{Chain, DiskFacts, ImageRecord, Link, Signature};
@@ -160,6 +160,30 @@ impl Pool {
     pub fn verify_blob(&self, digest: &Digest, transfer: &dyn Transfer) -> Result<bool> {
         let path = self.blob_path(digest);
         Ok(hash(&mut fs::open(&path)?, &path, transfer)? == *digest)
+    }
+
+    /// A blob of this size and SHA-512. Blobs are named by their SHA-256, so
+    /// those of the right size are read: rarely more than one.
+    ///
+    /// # Errors
+    /// When one cannot be read; [`crate::base::Kind::Interrupted`] on Ctrl-C.
+    pub fn find_sha512(&self, size: u64, sha512: &Digest) -> Result<Option<Digest>> {
+        for name in fs::list_dir(&self.layout.blobs())? {
+            let Ok(blob) = Digest::from_hex(DigestAlgorithm::Sha256, &name) else { continue };
+            let path = self.blob_path(&blob);
+            if !path.metadata().is_ok_and(|meta| meta.len() == size) {
+                continue;
+            }
+            let mut hasher = Sha512::new();
+            pump(&mut fs::open(&path)?, &path, &Silent, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })?;
+            if Digest::from_bytes(DigestAlgorithm::Sha512, &hasher.finalize()) == *sha512 {
+                return Ok(Some(blob));
+            }
+        }
+        Ok(None)
     }
 
     /// The SHA-256 of several blobs, one after the other.

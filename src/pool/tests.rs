@@ -189,3 +189,13 @@ fn a_rotten_blob_is_out_of_the_way() {
     assert_eq!(pool.sweep(&alone, &BTreeSet::new(), false).unwrap().quarantined, 1);
     assert!(!aside.exists());
 }
+
+#[test]
+fn a_blob_is_found_by_its_sha_512() {
+    let (_folder, pool) = pool();
+    let (one, _other) = (adopt(&pool, b"one"), adopt(&pool, b"two"));
+    let sha512 = |bytes: &[u8]| Digest::from_bytes(DigestAlgorithm::Sha512, &sha2::Sha512::digest(bytes));
+    assert_eq!(pool.find_sha512(3, &sha512(b"one")).unwrap(), Some(one));
+    assert_eq!(pool.find_sha512(4, &sha512(b"one")).unwrap(), None);
+    assert_eq!(pool.find_sha512(3, &sha512(b"six")).unwrap(), None);
+}
