@@ -491,3 +491,70 @@ fn a_disk_that_is_too_small_is_told_before_anything_is_fetched() {
         assert_eq!(server.seen().iter().filter(|request| is_item(request)).count(), before, "it was asked for");
     }
 }
+
+/// The index is of today, the products of yesterday: both rightly signed.
+#[test]
+fn products_that_are_older_than_the_index_says() {
+    let mut stream = Stream::new();
+    stream.index["index"]["test"]["updated"] = "Tue, 03 Nov 2026 12:00:00 +0000".into();
+    stream.products["updated"] = "Mon, 02 Nov 2026 12:00:00 +0000".into();
+    stream.refused(&stream.serve(|_| None), 5, "the index speaks of one of");
+    stream.products["updated"] = "Tue, 03 Nov 2026 12:00:00 +0000".into();
+    stream.synced(&stream.serve(|_| None));
+}
+
+/// Nothing in the document says how old it is, and its signature does.
+#[test]
+fn an_older_signature_is_no_newer_document() {
+    let mut stream = Stream::new();
+    let older = stream.sign(&stream.index);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let current = Arc::new(AtomicBool::new(true));
+    let flag = Arc::clone(&current);
+    let newer = stream.sign(&stream.index);
+    stream.files.insert(INDEX.into(), newer);
+    let server = stream.serve(move |request| {
+        (request.path.ends_with(INDEX) && !flag.load(Ordering::SeqCst)).then(|| Reply::ok(&older))
+    });
+    stream.synced(&server);
+    current.store(false, Ordering::SeqCst);
+    let output = stream.sync(&server);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("older than the one that was verified last"));
+}
+
+/// A source of the user's that waives signatures: keys on the command line ask for them again.
+#[test]
+fn keys_that_are_given_are_never_ignored() {
+    let mut stream = Stream::new();
+    stream.files.insert("streams/v1/index.json".into(), stream.index.to_string().replace(".sjson", ".json").into());
+    stream.files.insert("streams/v1/test.json".into(), stream.products.to_string().into());
+    let server = stream.serve(|_| None);
+    let config = stream.home.path("home/.config/virga/streams");
+    std::fs::create_dir_all(&config).unwrap();
+    let url = server.url("/");
+    support::write(
+        &config.join("lab.toml"),
+        &format!("url = \"{url}\"\npath = \"streams/v1/index.json\"\nsigned = false\n"),
+    );
+    stream.home.ok(["sync", "--source", "lab"]);
+    let keyring = stream.home.path("keyring.gpg");
+    let error = stream.home.fails(5, ["sync", "--source", "lab", "--keyring", keyring.to_str().unwrap()]);
+    assert!(error.contains("is not signed"), "{error}");
+}
+
+#[test]
+fn several_ids_are_several_images() {
+    let mut stream = Stream::new();
+    let items = &mut stream.products["products"]["p"]["versions"];
+    items["20260102"] = items["20260101"].clone();
+    let server = stream.serve(|_| None);
+    let (keyring, url) = (stream.home.path("keyring.gpg"), server.url("/"));
+    let args = ["sync", "--source", url.as_str(), "--max", "2", "--keyring", keyring.to_str().unwrap()];
+    stream.home.ok(args);
+    let ids = stream.home.ok(["images", "--template", "{id}"]);
+    let ids: Vec<&str> = ids.lines().collect();
+    assert_eq!(ids.len(), 2);
+    stream.home.ok(["images", "rm", ids[0], ids[1]]);
+    assert_eq!(stream.home.json(["images"]), json!([]));
+}

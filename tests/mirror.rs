@@ -8,8 +8,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rstest::rstest;
 use serde_json::{Value, json};
-use support::{Home, run, sha256, write};
+use sha2::Digest as _;
+use support::{Home, run, sha256, text, write};
 
 /// An unsigned stream in a folder, as a `file` URL.
 struct Upstream<'h> {
@@ -134,6 +136,80 @@ fn what_is_cut_changed_or_deleted_is_mended() {
     assert_eq!(report["fetched"].as_array().unwrap().len(), 3, "{report}");
     assert_eq!(report["documents"], json!([]));
     assert!(verified(&home, &copy).starts_with("4 items"));
+}
+
+/// A repair that was begun, and then upstream has the file no longer: what
+/// there is of it gets no final name, and is listed no longer.
+#[rstest]
+#[case::signed_anew(false)]
+#[case::as_it_came(true)]
+fn what_nobody_has_any_more_is_not_offered(#[case] as_is: bool) {
+    let home = Home::new();
+    let upstream = noble(&home);
+    let copy = home.path("copy");
+    let mirror = |more: &[&str]| {
+        let mut args = upstream.mirror(more);
+        if as_is {
+            args.retain(|arg| arg != "--key" && !arg.ends_with("mirror.key"));
+            args.push("--as-is".into());
+        }
+        home.output(args)
+    };
+    assert!(mirror(&[]).status.success());
+    let lost = copy.join("noble-arm64/20260101/disk1.img");
+    write(&lost, "cut");
+    // As a killed run leaves it.
+    let partial = copy.join(".virga-partial");
+    fs::create_dir(&partial).unwrap();
+    let digest = sha256(&upstream.dir.join("noble-arm64/20260101/disk1.img"));
+    let name = format!("sha256:{digest} noble-arm64/20260101/disk1.img");
+    let name = sha2::Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    write(&partial.join(&name), "half");
+    fs::remove_file(upstream.dir.join("noble-arm64/20260101/disk1.img")).unwrap();
+    let output = mirror(&["arch=amd64"]);
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("cannot be fetched"), "{stderr}");
+    assert!(!lost.exists(), "what is wrong is not served");
+    assert!(!partial.exists());
+    if !as_is {
+        assert!(verified(&home, &copy).starts_with("3 items"));
+    }
+}
+
+#[test]
+fn another_key_changes_nothing_that_is_published() {
+    let home = Home::new();
+    let upstream = noble(&home);
+    let copy = home.path("copy");
+    home.ok(upstream.mirror(&[]));
+    let before = fs::read(copy.join("keyring.gpg")).unwrap();
+    let mut args = upstream.mirror(&[]);
+    let at = args.len() - 1;
+    args[at] = home.path("slip.key").display().to_string();
+    assert!(home.fails(2, &args).contains("another key"));
+    assert!(!home.path("slip.key").exists());
+    home.ok(["stream", "init", home.path("other").to_str().unwrap(), "--key", &args[at]]);
+    assert!(home.fails(2, &args).contains("another key"));
+    assert_eq!(fs::read(copy.join("keyring.gpg")).unwrap(), before);
+    assert!(verified(&home, &copy).starts_with("4 items"));
+}
+
+/// Whoever can write to the folder, and has no key, must not get his text signed.
+#[test]
+fn text_without_a_signature_is_never_signed() {
+    let home = Home::new();
+    let upstream = noble(&home);
+    let copy = home.path("copy");
+    home.ok(upstream.mirror(&[]));
+    let plain = copy.join("streams/v1/up.json");
+    fs::remove_file(copy.join("streams/v1/up.sjson")).unwrap();
+    let text = fs::read_to_string(&plain).unwrap();
+    fs::remove_file(&plain).unwrap();
+    write(&plain, &text.replace("\"ubuntu\"", "\"altered\""));
+    assert!(home.fails(5, upstream.mirror(&["arch=amd64"])).contains("checking the signature"));
+    fs::remove_file(copy.join("streams/v1/up.json.gpg")).unwrap();
+    assert!(home.fails(5, upstream.mirror(&["arch=amd64"])).contains("checking the signature"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a source offers: its metadata fetched, verified and read. Whoever
 //! syncs, mirrors or asks what there is begins here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -148,6 +148,8 @@ pub(super) struct Selection {
 pub(super) struct Catalog {
     pub indexes: Vec<Document>,
     pub products: Vec<Listed>,
+    /// What was kept of the source when the reading began.
+    known: BTreeMap<RelPath, Kept>,
 }
 
 impl Catalog {
@@ -205,8 +207,9 @@ impl Catalog {
     pub(super) fn keep(&self, generation: &mut Generation, allow_older: bool) -> Result<()> {
         for file in self.files() {
             let known = generation.metadata.get(&file.path);
-            if !allow_older && known.and_then(|known| known.updated) > file.kept.updated && file.kept.updated.is_some()
-            {
+            // What was there when the reading began was compared then.
+            let meanwhile = known.filter(|known| self.known.get(&file.path) != Some(known));
+            if !allow_older && meanwhile.is_some_and(|known| is_older(&file.kept, known)) {
                 return Err(overtaken());
             }
             generation.metadata.insert(file.path.clone(), file.kept.clone());
@@ -301,10 +304,11 @@ impl Reader<'_> {
         }
         let reads = entries.into_iter().map(|(index, entry)| async move {
             let document = self.document(from, &entry.path).await?;
+            self.refuse_unlike(&entry, &document)?;
             Ok::<_, Error>(Listed { entry, document, index })
         });
         let products = futures_util::stream::iter(reads).buffered(PARALLEL).try_collect().await?;
-        Ok(Catalog { indexes, products })
+        Ok(Catalog { indexes, products, known: from.known.metadata.clone() })
     }
 
     /// One document, verified by the signature within it or beside it.
@@ -327,7 +331,8 @@ impl Reader<'_> {
         }
         let (text, signer) = self.check(&file.bytes, signature.as_ref().map(|file| file.bytes.as_slice()), &what)?;
         if from.network != Network::Offline {
-            file.kept.updated = self.refuse_older(&text, &file, from.known, &what)?;
+            (file.kept.updated, file.kept.signed_at) = (updated(&text), signer.as_ref().map(|signer| signer.signed_at));
+            self.refuse_older(&file, from.known, &what)?;
         }
         self.refuse_stale(signer.as_ref(), file.kept.updated, &what)?;
         Ok(Document { file, signature, text, signer })
@@ -382,25 +387,16 @@ impl Reader<'_> {
 
     /// Refuses a document that is older than the one that was verified last: a
     /// mirror that is stuck, or somebody who replays what was signed once.
-    /// Returns when the document says that it was written.
-    fn refuse_older(&self, text: &[u8], file: &File, known: &Generation, what: &str) -> Result<Option<Timestamp>> {
-        let known_generation = known;
-        let known = known.metadata.get(&file.path);
-        if let Some(same) = known.filter(|known| known.sha256 == file.kept.sha256) {
-            return Ok(same.updated);
+    fn refuse_older(&self, file: &File, known: &Generation, what: &str) -> Result<()> {
+        let then = known.metadata.get(&file.path).filter(|known| known.sha256 != file.kept.sha256);
+        let Some(then) = then.filter(|then| !self.allow_older && is_older(&file.kept, then)) else { return Ok(()) };
+        if !self.vouched(&file.path, known) {
+            return Ok(());
         }
-        let now = updated(text);
-        if let (Some(then), Some(now)) = (known.and_then(|known| known.updated), now)
-            && now < then
-            && !self.allow_older
-            && self.vouched(&file.path, known_generation)
-        {
-            return Err(Error::refused(format!(
-                "{what} is older than the one that was verified last ({now} after {then})"
-            ))
-            .hint("the mirror may be out of date; try again later, or take it with --allow-older"));
-        }
-        Ok(now)
+        let when = |kept: &Kept| kept.updated.or(kept.signed_at).map(|time| time.to_string()).unwrap_or_default();
+        let (now, then) = (when(&file.kept), when(then));
+        Err(Error::refused(format!("{what} is older than the one that was verified last ({now} after {then})"))
+            .hint("the mirror may be out of date; try again later, or take it with --allow-older"))
     }
 
     /// Whether the keys of today vouch for the copy of a document: one that
@@ -413,6 +409,21 @@ impl Reader<'_> {
         let Some(bytes) = copy(path.as_str()) else { return false };
         let beside = if signed::is_inline(&bytes) { None } else { copy(&format!("{path}.gpg")) };
         self.check(&bytes, beside.as_deref(), "the copy").is_ok()
+    }
+
+    /// Refuses products that are older than the index says: a mirror in the
+    /// middle of an update, or somebody who holds one document back.
+    fn refuse_unlike(&self, entry: &IndexEntry, document: &Document) -> Result<()> {
+        let listed = entry.updated.as_deref().and_then(time);
+        if let Some((listed, found)) = listed.zip(document.file.kept.updated)
+            && found < listed
+            && !self.allow_older
+        {
+            let what = &document.file.kept.url;
+            return Err(Error::refused(format!("'{what}' is of {found}, and the index speaks of one of {listed}"))
+                .hint("the mirror may be in the middle of an update; try again later, or take it with --allow-older"));
+        }
+        Ok(())
     }
 
     /// Refuses what is older than the source's own rule allows.
@@ -432,14 +443,25 @@ impl Reader<'_> {
     }
 }
 
+/// By the time that the documents say; where one says none, by that of the signatures.
+fn is_older(new: &Kept, known: &Kept) -> bool {
+    match (new.updated, known.updated) {
+        (Some(new), Some(then)) => new < then,
+        _ => new.signed_at.zip(known.signed_at).is_some_and(|(new, then)| new < then),
+    }
+}
+
 /// When a document says that it was written.
 fn updated(document: &[u8]) -> Option<Timestamp> {
     #[derive(serde::Deserialize)]
     struct Head {
         updated: Option<String>,
     }
-    let text = serde_json::from_slice::<Head>(document).ok()?.updated?;
-    jiff::fmt::rfc2822::parse(&text).ok().map(|time| time.timestamp())
+    time(&serde_json::from_slice::<Head>(document).ok()?.updated?)
+}
+
+fn time(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|time| time.timestamp())
 }
 
 /// Whether items of this datatype can pass; entries that cannot are not fetched.

@@ -19,7 +19,7 @@ pub struct Listed {
     pub present: bool,
 }
 
-/// Images of the pool that match all filters, by product, newest first.
+/// Images of the pool that match all filters, by product, newest first; or those with these ids.
 /// Touches no network.
 ///
 /// # Errors
@@ -27,12 +27,11 @@ pub struct Listed {
 pub fn images(env: Env<'_>, filters: &[String]) -> Result<Vec<Listed>> {
     let pool = env.pool()?;
     let records = pool.records()?;
-    let filters = match filters {
-        [only] if only.parse::<ImageId>().is_ok() => {
-            return with_guests(env, &pool, records.into_iter().filter(|record| record.id.as_str() == only));
-        }
-        filters => Filters::parse(filters)?,
-    };
+    let ids: BTreeSet<ImageId> = filters.iter().map_while(|filter| filter.parse().ok()).collect();
+    if !filters.is_empty() && ids.len() == filters.iter().collect::<BTreeSet<_>>().len() {
+        return with_guests(env, &pool, records.into_iter().filter(|record| ids.contains(&record.id)));
+    }
+    let filters = Filters::parse(filters)?;
     let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
     let unknown = unknown_keys(&filters, keys);
     let mut listed = with_guests(env, &pool, records.into_iter().filter(|record| filters.matches(&record.keys)))?;

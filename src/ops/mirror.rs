@@ -164,7 +164,8 @@ impl Run<'_> {
             }
         }?;
         let files = Files::of(&self.request.dir, &plan, &read)?;
-        let missing = files.missing(self.env.reporter)?;
+        let mut missing = files.missing(self.env.reporter)?;
+        missing.retain(|file| !file.places.is_empty());
         Ok(report(&plan, &files, &missing, Vec::new()))
     }
 
@@ -175,7 +176,14 @@ impl Run<'_> {
     }
 
     fn twice(&self, sources: &[Source], bring: impl Fn(&[Read<'_>]) -> Result<MirrorReport>) -> Result<MirrorReport> {
-        let before = self.read(sources, Network::Ask)?;
+        let before = match self.read(sources, Network::Ask) {
+            // A document that does not fit its index, or its signature.
+            Err(error) if error.kind() == Kind::Refused => {
+                tracing::info!(%error, "the metadata is fetched anew");
+                return bring(&self.read(sources, Network::Anew)?);
+            }
+            read => read?,
+        };
         let error = match bring(&before) {
             Err(error) if matches!(error.kind(), Kind::Refused | Kind::NotFound) => error,
             done => return done,
@@ -232,14 +240,17 @@ impl Run<'_> {
     fn bring(&self, read: &[Read<'_>], keys: &Keys) -> Result<MirrorReport> {
         let dir = &self.request.dir;
         let upstream = Upstreams::of(read);
-        let plan = keys::with(dir, keys, |publisher| self.plan(publisher, &upstream))?;
-        let files = Files::of(dir, &plan, read)?;
-        let missing = files.missing(self.env.reporter)?;
-        block_on(files.fetch(&missing, self.env.reporter))?;
+        let mut plan = keys::with(dir, keys, |publisher| self.plan(publisher, &upstream))?;
+        let whole = plan.clone();
+        let files = Files::of(dir, &whole, read)?;
+        let mut missing = files.missing(self.env.reporter)?;
+        let lost = block_on(files.fetch(&missing, self.env.reporter))?;
+        missing.retain(|file| !lost.contains(file.path));
+        plan.lose(&lost);
         let published = keys::with(dir, keys, |publisher| {
             publisher.announce(missing.iter().map(|missing| missing.path))?;
             files.place(&missing)?;
-            publisher.publish(&upstream.list(), self.request.keep)
+            publisher.publish(&upstream.list(), self.request.keep, &lost)
         })?;
         files.clear()?;
         self.remember(read)?;

@@ -132,14 +132,29 @@ pub fn init(env: Env<'_>, request: &InitRequest) -> Result<Fingerprint> {
 pub(super) fn keys_for(env: Env<'_>, dir: &Path, file: &Path, user_id: &str) -> Result<Keys> {
     fs::create_dir(dir)?;
     refuse_key_within(dir, file)?;
+    let (keyring, in_use) = (keyring_path(dir), dir.join("streams/v1/index.json").exists());
+    let other_key = || {
+        Error::usage(format!("the stream in '{}' is signed with another key than '{}'", dir.display(), file.display()))
+            .hint(format!(
+                "give that key; to sign with a new one, make the stream anew without '{}'",
+                keyring.display()
+            ))
+    };
     if !file.exists() {
+        if in_use && keyring.exists() {
+            return Err(other_key());
+        }
         let key = SigningKey::generate(user_id)?;
         fs::write_atomic(file, key.to_armored()?.as_bytes(), 0o600)?;
         env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", file.display()));
     }
     let keys = Keys::load(file)?;
-    let (keyring, public) = (keyring_path(dir), keys.signing.public_binary()?);
-    if fs::read(&keyring, 1 << 20).ok().as_ref() != Some(&public) {
+    let public = keys.signing.public_binary()?;
+    let published = fs::read(&keyring, 1 << 20).ok();
+    if in_use && published.as_ref().is_some_and(|published| *published != public) {
+        return Err(other_key());
+    }
+    if published.as_ref() != Some(&public) {
         fs::write_atomic(&keyring, &public, 0o644)?;
         env.reporter.note(&format!("clients need '{}': virga sync --keyring", keyring.display()));
     }

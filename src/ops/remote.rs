@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Env;
 use super::catalog::{Network, Offer, Reader, Trust};
 use super::sync::{FromSources, block_on};
-use crate::base::{Error, Result};
+use crate::base::{Error, Kind, Result};
 use crate::fetch::{FetchSettings, Fetcher};
 use crate::stream::filter::Filters;
 
@@ -48,7 +48,16 @@ pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<Stri
             alternatives: sources.len() > 1,
         };
         let network = if request.offline { Network::Offline } else { Network::Ask };
-        let read = block_on(async { reader.read(&filters, network).await?.select(&filters, request.max) });
+        let read = block_on(async {
+            let read = match reader.read(&filters, network).await {
+                // A mirror in the middle of an update is not an error.
+                Err(error) if error.kind() == Kind::Refused && network == Network::Ask => {
+                    reader.read(&filters, Network::Anew).await
+                }
+                read => read,
+            };
+            read?.select(&filters, request.max)
+        });
         match read {
             Ok(selection) => {
                 let keys = |offer: Offer| {

@@ -70,6 +70,8 @@ impl FromSources {
         if let Some(keyring) = &self.keyring {
             let keyring = std::path::absolute(keyring).context(|| "finding the keyring".into())?;
             (source.keyrings, source.fingerprints) = (vec![keyring], Vec::new());
+            // Whoever gives keys wants signatures.
+            source.signing = Signing::Required;
         }
         if self.unsigned {
             source.signing = Signing::Waived;

@@ -50,19 +50,33 @@ pub fn verify(env: Env<'_>, filters: &[String]) -> Result<Checked> {
     for line in &listed {
         by_blob.entry(line.record.blob.clone()).or_default().push(&line.record);
     }
+    if filters.is_empty() {
+        // What no image is any more, or never was: guests stand on it.
+        for blob in guest::blobs_in_use(&env.settings.layout)? {
+            by_blob.entry(blob).or_default();
+        }
+    }
     let mut checked = Checked::default();
     for (blob, records) in by_blob {
         interrupt::check()?;
         let ids: Vec<ImageId> = records.iter().map(|record| record.id.clone()).collect();
         if !pool.has_blob(&blob) {
+            if ids.is_empty() {
+                let guests = guests_on(env, &blob)?.join(", ");
+                env.reporter.warn(&format!("the image of {guests} is not in the pool: {blob}"));
+            }
             checked.missing.extend(ids);
             continue;
         }
-        let label = format!("{} {}", records[0].key("product_name"), records[0].key("version_name"));
-        let transfer = env.reporter.transfer(&label, Some(records[0].size));
+        let label = records.first().map_or_else(
+            || blob.hex()[..12].to_owned(),
+            |record| format!("{} {}", record.key("product_name"), record.key("version_name")),
+        );
+        let size = crate::base::fs::open(&pool.blob_path(&blob))?.metadata().map_or(0, |meta| meta.len());
+        let transfer = env.reporter.transfer(&label, Some(size));
         if pool.verify_blob(&blob, transfer.as_ref())? {
             checked.sound += 1;
-            checked.bytes += records[0].size;
+            checked.bytes += size;
             continue;
         }
         let guests = guests_on(env, &blob)?;
@@ -108,9 +122,11 @@ pub fn remove(env: Env<'_>, filters: &[String]) -> Result<Removed> {
             .hint("'virga images' shows the images in the pool"));
     }
     let ids: Vec<ImageId> = gone.iter().map(|line| line.record.id.clone()).collect();
-    pool.forget(&ids)?;
     let used = guest::blobs_in_use(&env.settings.layout)?;
-    let named: BTreeSet<Digest> = pool.records()?.into_iter().map(|record| record.blob).collect();
+    // Before anything is forgotten: a record that cannot be read may name what would go.
+    pool.blobs_named()?;
+    pool.forget(&ids)?;
+    let named = pool.blobs_named()?;
     let mut removed = Removed { images: ids, ..Removed::default() };
     for line in gone {
         let record = line.record;

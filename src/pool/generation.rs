@@ -39,6 +39,9 @@ pub struct Kept {
     pub last_modified: Option<String>,
     /// When the document says that it was written.
     pub updated: Option<Timestamp>,
+    /// When it was signed, by the newest of its signatures.
+    #[serde(default)]
+    pub signed_at: Option<Timestamp>,
 }
 
 impl Kept {
@@ -46,7 +49,7 @@ impl Kept {
     #[must_use]
     pub fn new(bytes: &[u8], url: String, updated: Option<Timestamp>) -> Self {
         let sha256 = name::hex(&Sha256::digest(bytes));
-        Kept { sha256, url, etag: None, last_modified: None, updated }
+        Kept { sha256, url, etag: None, last_modified: None, updated, signed_at: None }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Image records: what is known of one image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,22 @@ impl Pool {
             }
         }
         Ok(records)
+    }
+
+    /// The blobs that records name. Records that cannot be read make this
+    /// fail: nobody knows then what they name.
+    ///
+    /// # Errors
+    /// When a source's records cannot be read.
+    pub fn blobs_named(&self) -> Result<BTreeSet<Digest>> {
+        let mut named = BTreeSet::new();
+        for source in self.sources()? {
+            let generation = self.generation(&source).map_err(|error| {
+                error.hint(format!("remove it, and sync again: {}", self.layout.stream(&source).display()))
+            })?;
+            named.extend(generation.images.into_values().map(|record| record.blob));
+        }
+        Ok(named)
     }
 
     /// One record; `None` when there is none.

@@ -7,7 +7,7 @@
 //! | hash of the self-signatures in a keyring | the same, and SHA-1: the keyring is trusted as a file, and the key of Ubuntu's images has no other |
 //! | key | version 4 or 6; RSA of 2048 bits or more, ECDSA or EdDSA |
 //! | key flags | must allow signing; a sub-key's binding must be signed back by the sub-key (0x19) |
-//! | expiry of a key | counts at the time of the signature |
+//! | expiry of a key | counts now, as for its owner: whoever finds an expired key can date what he signs back |
 //! | expiry of a signature | counts now |
 //! | revoked key | never counts, whenever the signature was made |
 //! | time of a signature | not before the key's creation, at most one day ahead of now |
@@ -89,8 +89,8 @@ impl TrustedKey {
         if made < self.created {
             return Err("it is dated before its key was made".into());
         }
-        if self.expires.is_some_and(|end| made >= end) {
-            return Err("its key had expired when it was made".into());
+        if self.expires.is_some_and(|end| now.as_second().max(made) >= end) {
+            return Err("its key has expired".into());
         }
         Timestamp::from_second(made).map_err(|_| "its date is out of range".into())
     }

@@ -5,7 +5,7 @@
 //! .virga-partial/<name>   a download; its name stands for path and content, so that the next run resumes it
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -44,7 +44,7 @@ pub(super) struct Missing<'a> {
     pub item: &'a Item,
     want: Expected,
     /// None when no source of this run has its document.
-    places: Vec<Url>,
+    pub places: Vec<Url>,
     /// An earlier run brought it: that it cannot be had any more is no reason to fail.
     held: bool,
 }
@@ -111,11 +111,7 @@ impl<'a> Files<'a> {
         })?;
         missing.extend(bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
         missing.sort_by_key(|file| file.path);
-        let lost = |file: &&Missing<'_>| file.places.is_empty();
-        for file in missing.iter().filter(|file| lost(file)) {
-            reporter.warn(&format!("'{}' is missing or damaged, and none of these sources has it", file.path));
-        }
-        Ok(missing.into_iter().filter(|file| !lost(file)).cloned().collect())
+        Ok(missing.into_iter().cloned().collect())
     }
 
     fn digest(&self, file: &Missing<'_>, transfer: &dyn Transfer) -> Result<Digest> {
@@ -135,14 +131,15 @@ impl<'a> Files<'a> {
         self.dir.join(PARTIAL).join(name::hex(&sha2::Sha256::digest(key)))
     }
 
-    /// Fetches them aside, continuing what an earlier run began.
+    /// Fetches them aside, continuing what an earlier run began. Returns the
+    /// places of those that an earlier run brought and nobody has any more.
     ///
     /// # Errors
     /// [`Kind::Refused`] when one is not what was announced; [`Kind::Failed`] when the disk is too small.
-    pub(super) async fn fetch(&self, missing: &[Missing<'_>], reporter: &dyn Reporter) -> Result<()> {
+    pub(super) async fn fetch(&self, missing: &[Missing<'_>], reporter: &dyn Reporter) -> Result<BTreeSet<RelPath>> {
         use futures_util::{StreamExt as _, TryStreamExt as _};
         if missing.is_empty() {
-            return Ok(());
+            return Ok(BTreeSet::new());
         }
         fs::create_private_dir(&self.dir.join(PARTIAL))?;
         let fetcher = Fetcher::new(&FetchSettings::default());
@@ -152,19 +149,24 @@ impl<'a> Files<'a> {
         check_space(self.dir, total.saturating_sub(there))?;
         let sum = Sum::new(reporter.transfer("fetching", Some(total)));
         let fetches = missing.iter().map(|file| async {
+            if file.places.is_empty() {
+                reporter.warn(&format!("'{}' is missing or damaged, and none of these sources has it", file.path));
+                return Ok(Some(file.path.clone()));
+            }
             match fetcher.item(&file.places, &file.want, &self.partial(file), &sum.part()).await {
                 Err(error) if file.held && matches!(error.kind(), Kind::NotFound | Kind::Refused) => {
                     reporter.warn(&format!("'{}' is missing or damaged, and cannot be fetched: {error}", file.path));
-                    Ok(())
+                    Ok(Some(file.path.clone()))
                 }
-                done => done.map(|_| ()),
+                done => done.map(|_| None),
             }
         });
-        futures_util::stream::iter(fetches).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
-        Ok(())
+        let fetched: Vec<_> =
+            futures_util::stream::iter(fetches).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
+        Ok(fetched.into_iter().flatten().collect())
     }
 
-    /// Gives them their final names, durably: one sync for all instead of one
+    /// Gives those that were fetched their final names, durably: one sync for all instead of one
     /// for each. A crash before it can leave a name without its bytes, and
     /// harms nobody: only then do documents list it, and each run hashes all files.
     ///
@@ -176,9 +178,6 @@ impl<'a> Files<'a> {
         }
         for file in missing {
             let (partial, target) = (self.partial(file), self.dir.join(file.path.as_str()));
-            if file.held && !partial.exists() {
-                continue;
-            }
             fs::set_mode(&partial, 0o644)?;
             fs::create_dir(fs::folder_of(&target))?;
             fs::rename_unsynced(&partial, &target)?;

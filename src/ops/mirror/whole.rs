@@ -50,7 +50,7 @@ impl Run<'_> {
         plan.check()?;
         let one = std::slice::from_ref(read);
         let files = Files::of(dir, &plan, one)?;
-        let missing = files.missing(self.env.reporter)?;
+        let mut missing = files.missing(self.env.reporter)?;
         let left_out = listed.len() - plan.wanted.len() - plan.held.len();
         if left_out > 0 {
             self.env.reporter.warn(&format!(
@@ -62,12 +62,14 @@ impl Run<'_> {
             return Ok(report(&plan, &files, &missing, Vec::new()));
         }
         let gone = self.listed_before(read, &listed);
-        block_on(files.fetch(&missing, self.env.reporter))?;
+        let lost = block_on(files.fetch(&missing, self.env.reporter))?;
+        missing.retain(|file| !lost.contains(file.path));
         let removed = plan.remove.iter().filter_map(|item| item.path.as_ref());
-        self.folder().announce(missing.iter().map(|file| file.path).chain(&gone).chain(removed))?;
+        self.folder().announce(missing.iter().map(|file| file.path).chain(&gone).chain(removed).chain(&lost))?;
         files.place(&missing)?;
         let documents = self.write_documents(read)?;
-        let kept = plan.wanted.iter().chain(&plan.held).filter_map(|item| item.path.as_ref()).collect();
+        let kept = plan.wanted.iter().chain(&plan.held).filter_map(|item| item.path.as_ref());
+        let kept = kept.filter(|path| !lost.contains(*path)).collect();
         self.folder().clear_announced(&kept)?;
         files.clear()?;
         self.remember(one)?;

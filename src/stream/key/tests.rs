@@ -188,7 +188,10 @@ fn gpgs_revocations_and_expiry_are_seen() {
     let early = gpg.run(&["--faked-system-time", "20200601T000000", "--clearsign", "-o", "-", file]);
     let ring = gpg.run(&["--export"]);
     let trusted = Keyring::from_bytes(&ring).unwrap();
-    assert!(verify_inline(&early, &trusted, now()).is_ok());
+    let then = "2020-07-01T00:00:00Z".parse().unwrap();
+    assert!(verify_inline(&early, &trusted, then).is_ok());
+    let error = verify_inline(&early, &trusted, now()).unwrap_err();
+    assert!(error.to_string().contains("its key has expired"), "{error}");
     assert_eq!(trusted.keys[0].cannot_sign(now()), Some("the key has expired"));
     // GnuPG writes a revocation certificate beside each new key, disabled by a colon.
     let name = format!("openpgp-revocs.d/{}.rev", trusted.fingerprints()[0]);

@@ -4,8 +4,6 @@ use pgp::types::Password;
 use super::*;
 use crate::stream::pgp_testing::{BORN, DAY, Recipe, at, ed25519, revocation, rsa};
 
-const NOW: u32 = BORN + 100 * DAY;
-
 fn flags(sign: bool) -> SubpacketData {
     let mut flags = KeyFlags::default();
     flags.set_certify(true);
@@ -19,14 +17,19 @@ fn self_signature() -> Recipe {
 
 type Key = pgp::composed::SignedSecretKey;
 
-/// The judgement of a signature made at `made` by the primary key and by the sub-key.
+/// The judgement of a signature by the primary key and by the sub-key, at once.
 fn judge(key: &Key, revocations: &[Signature], made: u32) -> [Verdict; 2] {
+    judge_at(key, revocations, made, made)
+}
+
+/// As [`judge`], of one made at `made`.
+fn judge_at(key: &Key, revocations: &[Signature], made: u32, now: u32) -> [Verdict; 2] {
     let keys = judge_certificate(&key.to_public_key(), revocations);
     let recipe = || Recipe::of(SignatureType::Binary).made(made);
     let primary = recipe().sign(&key.primary_key, b"x");
     let sub = recipe().sign(&key.secret_subkeys[0].key, b"x");
     [(&keys[0], primary), (&keys[1], sub)]
-        .map(|(key, signature)| key.judge(&signature, SignatureType::Binary, b"x", at(NOW)))
+        .map(|(key, signature)| key.judge(&signature, SignatureType::Binary, b"x", at(now)))
 }
 
 fn good(made: u32) -> Verdict {
@@ -43,11 +46,13 @@ fn a_key_counts_while_it_is_valid() {
     let mut key = ed25519();
     assert_eq!(judge(&key, &[], BORN), [good(BORN), good(BORN)]);
     self_signature().with(flags(true)).key_expires_after(10 * DAY).certify(&mut key);
-    // It expired long ago; what it signed before still counts.
     let last = BORN + 10 * DAY - 1;
     assert_eq!(judge(&key, &[], last), [good(last), good(last)]);
-    for verdict in judge(&key, &[], last + 1) {
-        unusable(&verdict, "its key had expired when it was made");
+    // Once it has expired, whoever has it could date what he signs as he likes.
+    for (made, now) in [(last, last + 1), (last + 1, last + 1), (last + 1, last)] {
+        for verdict in judge_at(&key, &[], made, now) {
+            unusable(&verdict, "its key has expired");
+        }
     }
 }
 
@@ -168,7 +173,7 @@ fn a_subkey_must_be_bound_both_ways() {
     let binding = binding.key_expires_after(6 * DAY).over_subkey(&key);
     key.secret_subkeys[0].signatures = vec![binding];
     assert_eq!(judge(&key, &[], BORN + 5 * DAY)[1], good(BORN + 5 * DAY));
-    unusable(&judge(&key, &[], BORN + 6 * DAY)[1], "had expired");
+    unusable(&judge(&key, &[], BORN + 6 * DAY)[1], "has expired");
     // A binding made by another primary key.
     let mut other = ed25519();
     other.secret_subkeys = key.secret_subkeys;

@@ -241,7 +241,8 @@ fn set<'k>(level: &mut Map<String, Value>, attributes: impl Iterator<Item = (&'k
 
 /// Reads every products document of the stream, from the signed form when
 /// signatures can be checked: unlike the plain form and its detached signature,
-/// which are two files, it is never torn.
+/// which are two files, it is never torn. What is not signed is then refused:
+/// it would be signed anew with all that somebody put into it.
 pub(super) fn load(dir: &Path, check: Option<&dyn Check>) -> Result<Vec<Document>> {
     let mut documents = Vec::new();
     for path in plain_documents(dir)? {
@@ -250,7 +251,16 @@ pub(super) fn load(dir: &Path, check: Option<&dyn Check>) -> Result<Vec<Document
             Some(check) if signed.exists() => check
                 .inline(&fs::read(&signed, LIMIT)?)
                 .context(|| format!("checking the signature of '{}'", signed.display()))?,
-            _ => fs::read(&dir.join(path.as_str()), LIMIT)?,
+            Some(check) => {
+                let (plain, signature) = (dir.join(path.as_str()), dir.join(format!("{path}.gpg")));
+                let bytes = fs::read(&plain, LIMIT)?;
+                fs::read(&signature, LIMIT)
+                    .and_then(|signature| check.detached(&bytes, &signature))
+                    .context(|| format!("checking the signature of '{}'", plain.display()))
+                    .map_err(|error| error.with_kind(crate::base::Kind::Refused))?;
+                bytes
+            }
+            None => fs::read(&dir.join(path.as_str()), LIMIT)?,
         };
         let content_id = parse_products(&bytes, None, path.as_str())?.content_id().to_owned();
         if documents.iter().any(|other: &Document| other.content_id == content_id) {

@@ -57,6 +57,12 @@ impl Plan {
     pub fn check(&self) -> Result<()> {
         check_paths(self)
     }
+
+    /// Gives up what earlier runs brought and nobody has any more: these files.
+    pub fn lose(&mut self, files: &BTreeSet<RelPath>) {
+        let lost = |item: &mut Item| item.path.as_ref().is_some_and(|path| files.contains(path));
+        self.remove.extend(self.held.extract_if(.., lost));
+    }
 }
 
 /// What [`Publisher::publish`] did.
@@ -123,16 +129,26 @@ impl Publisher<'_> {
     /// Makes the folder's documents list what [`plan`](Self::plan) says, whose
     /// files must all be in place; then deletes the files that nothing lists
     /// any more. The caller [holds](Self::hold) the folder. A document that
-    /// would say what it says already is not written again.
+    /// would say what it says already is not written again. Files that are
+    /// `lost` are listed no longer, whichever document has them.
     ///
     /// # Errors
     /// As [`plan`](Self::plan); [`Kind::Refused`] when a file is not in its place.
-    pub fn publish(&self, upstream: &[Upstream<'_>], keep: bool) -> Result<Published> {
+    pub fn publish(&self, upstream: &[Upstream<'_>], keep: bool, lost: &BTreeSet<RelPath>) -> Result<Published> {
         let mut documents = self.load()?;
         let before = listed(&documents)?;
-        let plan = plan(&before, upstream, keep)?;
+        let mut plan = plan(&before, upstream, keep)?;
+        plan.lose(lost);
         self.check_files(&plan.wanted)?;
         let exported = Exported::take(&mut documents);
+        let gone = plan.remove.iter().filter(|item| item.path.as_ref().is_some_and(|path| lost.contains(path)));
+        for item in gone {
+            let lists = |document: &&mut Document| document.content_id() == item.content_id();
+            if let Some(document) = documents.iter_mut().find(lists) {
+                document.take(place(item));
+                document.touch(self.now);
+            }
+        }
         for upstream in upstream {
             self.merge(&mut documents, upstream, &plan.held)?;
         }

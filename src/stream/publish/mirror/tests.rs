@@ -99,7 +99,7 @@ impl Upstreams {
             for item in &plan.wanted {
                 self.put(item.path.as_ref().unwrap().as_str(), &content(item.product(), item.version(), item.name()));
             }
-            publisher.publish(upstream, self.keep)
+            publisher.publish(upstream, self.keep, &BTreeSet::new())
         })
     }
 
@@ -286,7 +286,8 @@ fn nothing_is_listed_that_is_not_there() {
     let upstream = tree("u:d", &TWO, &["disk1.img"]);
     run.run(&[&upstream], &["arch=amd64"]).unwrap();
     let before = run.fixture.read("streams/v1/u:d.sjson");
-    let publish = || run.with(&[&upstream], &[], |publisher, upstream| publisher.publish(upstream, false));
+    let publish =
+        || run.with(&[&upstream], &[], |publisher, upstream| publisher.publish(upstream, false, &BTreeSet::new()));
     assert_eq!(publish().unwrap_err().kind(), Kind::NotFound);
     run.put("trixie-arm64/20260101/disk1.img", "short");
     assert_eq!(publish().unwrap_err().kind(), Kind::Refused);
