@@ -113,20 +113,28 @@ impl Pool {
         Ok(records)
     }
 
-    /// The blobs that records name. Records that cannot be read make this
-    /// fail: nobody knows then what they name.
+    /// All records, each of them readable. Anything else makes this fail:
+    /// nobody knows then which blobs they name.
     ///
     /// # Errors
     /// When a source's records cannot be read.
-    pub fn blobs_named(&self) -> Result<BTreeSet<Digest>> {
-        let mut named = BTreeSet::new();
+    pub(super) fn every_record(&self) -> Result<Vec<ImageRecord>> {
+        let mut records = Vec::new();
         for source in self.sources()? {
             let generation = self.generation(&source).map_err(|error| {
                 error.hint(format!("remove it, and sync again: {}", self.layout.stream(&source).display()))
             })?;
-            named.extend(generation.images.into_values().map(|record| record.blob));
+            records.extend(generation.images.into_values());
         }
-        Ok(named)
+        Ok(records)
+    }
+
+    /// The blobs that records name.
+    ///
+    /// # Errors
+    /// When a source's records cannot be read: nobody knows then what they name.
+    pub fn blobs_named(&self) -> Result<BTreeSet<Digest>> {
+        Ok(self.every_record()?.into_iter().map(|record| record.blob).collect())
     }
 
     /// One record; `None` when there is none.

@@ -68,22 +68,15 @@ impl Pool {
     /// Removes records that are retired and unused. Returns the blobs that the others name.
     /// Records that cannot be read make this fail: nobody knows then what they name.
     fn sweep_records(&self, in_use: &BTreeSet<Digest>, swept: &mut Swept, dry_run: bool) -> Result<BTreeSet<Digest>> {
-        let mut needed = BTreeSet::new();
-        for source in self.sources()? {
-            let generation = self.generation(&source).map_err(|error| {
-                error.hint(format!("remove it, and sync again: {}", self.layout.stream(&source).display()))
-            })?;
-            let (gone, stays): (Vec<_>, Vec<_>) = generation
-                .images
-                .into_values()
-                .partition(|record| record.retired_at.is_some() && !in_use.contains(&record.blob));
-            needed.extend(stays.into_iter().map(|record| record.blob));
-            swept.retired.extend(gone.into_iter().map(|record| record.id));
-        }
+        let (gone, stays): (Vec<_>, Vec<_>) = self
+            .every_record()?
+            .into_iter()
+            .partition(|record| record.retired_at.is_some() && !in_use.contains(&record.blob));
+        swept.retired.extend(gone.into_iter().map(|record| record.id));
         if !dry_run {
             self.forget(&swept.retired)?;
         }
-        Ok(needed)
+        Ok(stays.into_iter().map(|record| record.blob).collect())
     }
 
     /// The exclusive lock keeps syncs away; a download's own lock is looked at
