@@ -5,7 +5,7 @@
 //! ```text
 //! cli/    arguments, printing, progress bars, exit codes
 //! ops/    one file a promise: puts parts together
-//! parts   stream/ fetch/ pool/ disk/ seed/ guest/ ssh/ driver/: strangers to each other
+//! parts   stream/ fetch/ pool/ disk/ seed/ guest/ template/ ssh/ driver/: strangers to each other
 //! base/   shared types, path names, running programs, files, locks, waiting, undo
 //! ```
 
@@ -21,3 +21,4 @@ pub mod pool;
 pub mod seed;
 pub mod ssh;
 pub mod stream;
+pub mod template;

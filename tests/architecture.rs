@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PARTS: [&str; 8] = ["stream", "fetch", "pool", "disk", "seed", "guest", "ssh", "driver"];
+const PARTS: [&str; 9] = ["stream", "fetch", "pool", "disk", "seed", "guest", "template", "ssh", "driver"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Digest, Error, GuestName, Result};
+use super::{Digest, Error, GuestName, Result, TemplateId};
 
 /// The version of the state folder's shape that this build reads and writes.
 pub const STATE_VERSION: u32 = 1;
@@ -130,6 +130,24 @@ impl Layout {
         GuestFiles { folder: self.guest(name) }
     }
 
+    /// The folder of saved machines for warm starts.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.home.join("templates")
+    }
+
+    /// The files of one template.
+    #[must_use]
+    pub fn template_files(&self, id: &TemplateId) -> TemplateFiles {
+        TemplateFiles { folder: self.templates().join(id.as_str()) }
+    }
+
+    /// Held by whoever makes this template.
+    #[must_use]
+    pub fn template_lock(&self, id: &TemplateId) -> PathBuf {
+        self.templates().join(format!("{id}.lock"))
+    }
+
     /// The folder for sockets and pid files of the guest with this instance
     /// id; not under [`home`](Self::home) because socket paths are short.
     #[must_use]
@@ -193,6 +211,18 @@ impl GuestFiles {
         self.folder.join("known_hosts")
     }
 
+    /// Files that are to become a template's, folder and all.
+    #[must_use]
+    pub fn template(&self) -> TemplateFiles {
+        TemplateFiles { folder: self.folder.join("template") }
+    }
+
+    /// Where `save` puts a running guest, memory and all.
+    #[must_use]
+    pub fn saved(&self) -> PathBuf {
+        self.folder.join("saved")
+    }
+
     /// What the guest wrote on its serial console.
     #[must_use]
     pub fn console_log(&self) -> PathBuf {
@@ -203,6 +233,44 @@ impl GuestFiles {
     #[must_use]
     pub fn backend_log(&self) -> PathBuf {
         self.folder.join("backend.log")
+    }
+}
+
+/// The path names inside one template's folder.
+#[derive(Clone, Debug)]
+pub struct TemplateFiles {
+    folder: PathBuf,
+}
+
+impl TemplateFiles {
+    /// The folder itself.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The template's record: its key, and what its files are.
+    #[must_use]
+    pub fn record(&self) -> PathBuf {
+        self.folder.join("template.json")
+    }
+
+    /// The layer between the image's blob and a clone's overlay.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.folder.join("disk.qcow2")
+    }
+
+    /// The memory, byte for byte, with holes where it is zero.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.folder.join("memory")
+    }
+
+    /// The state of processors and devices.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
     }
 }
 
@@ -235,6 +303,12 @@ impl RuntimeFiles {
     #[must_use]
     pub fn console(&self) -> PathBuf {
         self.folder.join("console")
+    }
+
+    /// The socket of the channel over which a resumed guest is made one of its own.
+    #[must_use]
+    pub fn renewal(&self) -> PathBuf {
+        self.folder.join("renewal")
     }
 
     /// Holds the path of the guest's own folder as text: says whose folder this is.

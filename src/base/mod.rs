@@ -19,6 +19,6 @@ pub mod undo;
 
 pub use error::{Context, Error, Kind, Result};
 pub use layout::Layout;
-pub use name::{Arch, Digest, DigestAlgorithm, GuestName, ImageId, RelPath};
+pub use name::{Arch, Digest, DigestAlgorithm, GuestName, ImageId, RelPath, TemplateId};
 pub use plan::GuestPlan;
 pub use size::ByteSize;

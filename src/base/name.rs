@@ -118,6 +118,58 @@ impl fmt::Display for ImageId {
     }
 }
 
+/// A template's id: 16 lower-case hexadecimal digits of the hash of its key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TemplateId(String);
+
+impl TemplateId {
+    /// The id of the template with this key, given as text that differs for different keys.
+    #[must_use]
+    pub fn of(key: &[u8]) -> Self {
+        use sha2::Digest as _;
+        TemplateId(hex(&sha2::Sha256::digest(key)[..8]))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TemplateId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Ok(TemplateId(text.to_owned()));
+        }
+        Err(Error::usage(format!("{} is not a template's id", quoted(text)))
+            .hint("'virga template list' shows the ids: 16 hexadecimal digits"))
+    }
+}
+
+impl TryFrom<String> for TemplateId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<TemplateId> for String {
+    fn from(id: TemplateId) -> String {
+        id.0
+    }
+}
+
+impl fmt::Display for TemplateId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 /// The hash functions that virga trusts for content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DigestAlgorithm {

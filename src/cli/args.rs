@@ -7,7 +7,9 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 
 use super::render::Format;
+use crate::base::plan::{Accel, DriverKind};
 use crate::base::{ByteSize, Error};
+use crate::ops::create::{self, MachineRequest};
 use crate::ops::sync::FromSources;
 
 /// `--format`.
@@ -133,4 +135,45 @@ pub fn memory(text: &str) -> Result<ByteSize, String> {
 /// Text for clap when it is not a size.
 pub fn disk(text: &str) -> Result<ByteSize, String> {
     ByteSize::parse(text, ByteSize::GIB).map_err(one_line)
+}
+
+/// Which image, and what machine: for verbs that make one.
+#[derive(clap::Args, Debug)]
+pub struct MachineArgs {
+    /// Which image, as in release=noble, or an image's id [default: the only one]
+    #[arg(value_name = "FILTER", conflicts_with = "image")]
+    filters: Vec<String>,
+    /// Make it of this file (qcow2 or raw) instead of an image in the pool
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    image: Option<PathBuf>,
+    /// Memory, as in 512M or 2G; a bare number counts MiB [default: 1G]
+    #[arg(long, value_parser = memory, value_name = "SIZE", help_heading = "Machine")]
+    memory: Option<ByteSize>,
+    /// Processors [default: 1]
+    #[arg(long, visible_alias = "cpu", value_name = "N", help_heading = "Machine")]
+    cpus: Option<u32>,
+    /// Size of the first disk; a bare number counts GiB [default: 8G, or the image's if larger]
+    #[arg(long, value_parser = disk, value_name = "SIZE", help_heading = "Machine")]
+    disk: Option<ByteSize>,
+    /// What runs the guest [default: qemu]
+    #[arg(long, value_parser = value::<DriverKind>, value_name = "DRIVER", help_heading = "Machine")]
+    driver: Option<DriverKind>,
+    /// auto, kvm or tcg [default: auto: KVM where it really runs code at speed]
+    #[arg(long, value_parser = value::<Accel>, value_name = "ACCEL", help_heading = "Machine")]
+    accel: Option<Accel>,
+}
+
+impl MachineArgs {
+    /// As a plain request.
+    #[must_use]
+    pub fn request(self) -> MachineRequest {
+        MachineRequest {
+            from: self.image.map_or_else(|| create::From::Pool(self.filters), create::From::File),
+            driver: self.driver,
+            accel: self.accel,
+            memory: self.memory,
+            cpus: self.cpus,
+            disk: self.disk,
+        }
+    }
 }

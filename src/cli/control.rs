@@ -30,7 +30,11 @@ pub struct StopArgs {
 }
 
 /// Does the same to each guest; one that fails does not keep the others.
-fn each(env: Env<'_>, names: &[GuestName], mut act: impl FnMut(&GuestName) -> Result<()>) -> Result<ExitCode> {
+pub(super) fn each(
+    env: Env<'_>,
+    names: &[GuestName],
+    mut act: impl FnMut(&GuestName) -> Result<()>,
+) -> Result<ExitCode> {
     let mut first = None;
     for name in names {
         if let Err(error) = act(name) {

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::{TimeoutArg, disk, memory, user, value};
+use super::args::{MachineArgs, TimeoutArg, disk, user, value};
 use super::{term, wait};
-use crate::base::plan::{Accel, DriverKind, Forward};
+use crate::base::plan::Forward;
 use crate::base::{ByteSize, GuestName, Kind, Result};
-use crate::ops::create::{CreateRequest, From};
+use crate::ops::create::CreateRequest;
 use crate::ops::wait::Goal;
 use crate::ops::{Env, create, destroy};
 
@@ -17,30 +17,11 @@ pub struct Args {
     /// The guest's name, which is also its host name
     #[arg(value_parser = value::<GuestName>)]
     name: GuestName,
-    /// Which image, as in release=noble, or an image's id [default: the only one]
-    #[arg(value_name = "FILTER", conflicts_with = "image")]
-    filters: Vec<String>,
-    /// Make it of this file (qcow2 or raw) instead of an image in the pool
-    #[arg(long, value_name = "FILE", help_heading = "Machine")]
-    image: Option<PathBuf>,
-    /// Memory, as in 512M or 2G; a bare number counts MiB [default: 1G]
-    #[arg(long, value_parser = memory, value_name = "SIZE", help_heading = "Machine")]
-    memory: Option<ByteSize>,
-    /// Processors [default: 1]
-    #[arg(long, visible_alias = "cpu", value_name = "N", help_heading = "Machine")]
-    cpus: Option<u32>,
-    /// Size of the first disk; a bare number counts GiB [default: 8G, or the image's if larger]
-    #[arg(long, value_parser = disk, value_name = "SIZE", help_heading = "Machine")]
-    disk: Option<ByteSize>,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Add an empty disk; may be given several times
     #[arg(long, value_parser = disk, value_name = "SIZE", help_heading = "Machine")]
     ephemeral_disk: Vec<ByteSize>,
-    /// What runs the guest [default: qemu]
-    #[arg(long, value_parser = value::<DriverKind>, value_name = "DRIVER", help_heading = "Machine")]
-    driver: Option<DriverKind>,
-    /// auto, kvm or tcg [default: auto: KVM where it really runs code at speed]
-    #[arg(long, value_parser = value::<Accel>, value_name = "ACCEL", help_heading = "Machine")]
-    accel: Option<Accel>,
     /// Make a port of the guest reachable on 127.0.0.1; may be given several times
     #[arg(long, visible_alias = "publish", short = 'p', value_parser = value::<Forward>, value_name = "HOST:GUEST", help_heading = "Machine")]
     port: Vec<Forward>,
@@ -71,6 +52,9 @@ pub struct Args {
     #[arg(long, value_parser = user, value_name = "USER", help_heading = "First boot")]
     user: Option<String>,
 
+    /// Start from a saved machine of this image, made first if there is none: ready within seconds
+    #[arg(long)]
+    warm: bool,
     /// Only define it
     #[arg(long, conflicts_with = "wait")]
     no_start: bool,
@@ -112,12 +96,8 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
 fn request(args: Args) -> CreateRequest {
     CreateRequest {
         name: args.name,
-        from: args.image.map_or_else(|| From::Pool(args.filters), From::File),
-        driver: args.driver,
-        accel: args.accel,
-        memory: args.memory,
-        cpus: args.cpus,
-        disk: args.disk,
+        machine: args.machine.request(),
+        warm: args.warm,
         ephemeral_disks: args.ephemeral_disk,
         forwards: args.port,
         user_data: args.user_data,

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::args::{FormatArg, FromArgs};
+use super::pattern::Template;
 use super::render::{self, Format};
-use super::template::Template;
 use super::{args, term};
 use crate::base::{ByteSize, Error, Result};
 use crate::ops::images::Listed;

@@ -15,7 +15,9 @@ mod generate;
 mod images;
 mod list;
 mod mirror;
+mod pattern;
 mod prune;
+mod save;
 mod ssh;
 mod stream;
 mod sync;
@@ -83,9 +85,13 @@ enum Command {
     Restart(control::StopArgs),
     /// Show what a guest wrote on its console
     Console(console::Args),
+    /// Save running guests with their memory, and end them: 'start' goes on from there
+    Save(save::Args),
     /// Remove guests with all that belongs to them
     #[command(visible_alias = "rm")]
     Destroy(destroy::Args),
+    /// Saved machines that guests start from within seconds
+    Template(template::Args),
     /// Check that everything virga needs is there
     Doctor(doctor::Args),
     /// Copy what sources offer into a folder, as a signed stream
@@ -142,6 +148,8 @@ fn dispatch(env: Env<'_>, command: Command) -> Result<ExitCode> {
         Command::Stop(args) => control::stop(env, args),
         Command::Restart(args) => control::restart(env, args),
         Command::Console(args) => console::run(env, args),
+        Command::Save(args) => save::run(env, args),
+        Command::Template(args) => template::run(env, args),
         Command::Destroy(args) => destroy::run(env, args),
         Command::Doctor(args) => doctor::run(env, args),
         Command::Mirror(args) => mirror::run(env, args),

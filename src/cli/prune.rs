@@ -24,6 +24,9 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     for (digest, size) in &pruned.pool.blobs {
         term::data(&format!("{digest} {}\n", ByteSize(*size)));
     }
+    for id in &pruned.templates {
+        term::data(&format!("template {id}\n"));
+    }
     let verb = if args.dry_run { "would free" } else { "freed" };
     env.reporter.note(&format!("{verb} {}", ByteSize(pruned.pool.bytes)));
     Ok(ExitCode::SUCCESS)

@@ -1,104 +1,162 @@
-//! `--template`: one line an image, put together from its keys.
+//! `virga template`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
 
-use crate::base::name::quoted;
-use crate::base::{Error, Result};
+use clap::Subcommand;
+use serde_json::json;
 
-/// Text with `{key}` in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template(Vec<Part>);
+use super::args::{FormatArg, MachineArgs, value};
+use super::render::{self, Format};
+use super::term;
+use crate::base::{Result, TemplateId};
+use crate::ops::template::Listed;
+use crate::ops::{Env, template};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    Text(String),
-    Key(String),
+/// `virga template`
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
 }
 
-impl std::str::FromStr for Template {
-    type Err = Error;
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the template for a machine: boots a guest once and saves it
+    Create(MachineArgs),
+    /// List the templates
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Show what a template was made of, and who was resumed from it
+    Info {
+        /// The template
+        #[arg(value_parser = value::<TemplateId>, value_name = "ID")]
+        id: TemplateId,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Remove templates
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// The templates
+        #[arg(required = true, value_parser = value::<TemplateId>, value_name = "ID")]
+        ids: Vec<TemplateId>,
+        /// Even if guests stand on them, which are lost then
+        #[arg(long)]
+        force: bool,
+    },
+    /// Hash the files of templates again
+    Verify {
+        /// The templates [default: all]
+        #[arg(value_parser = value::<TemplateId>, value_name = "ID")]
+        ids: Vec<TemplateId>,
+    },
+}
 
-    /// `{key}` is the key's value, `{{` and `}}` are braces, `\t` and `\n` tab and newline.
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong = |why: &str| {
-            Error::usage(format!("the template {} {why}", quoted(text)))
-                .hint("as in '{release} {version_name} {item_url}'; write {{ for a brace")
-        };
-        let (mut parts, mut plain, mut chars) = (Vec::new(), String::new(), text.chars().peekable());
-        while let Some(c) = chars.next() {
-            match c {
-                '{' | '}' if chars.next_if_eq(&c).is_some() => plain.push(c),
-                '{' => {
-                    let key: String = chars.by_ref().take_while(|c| *c != '}').collect();
-                    if key.is_empty() || !text.contains(&format!("{{{key}}}")) {
-                        return Err(wrong("has a brace without its partner"));
-                    }
-                    parts.push(Part::Text(std::mem::take(&mut plain)));
-                    parts.push(Part::Key(key));
-                }
-                '}' => return Err(wrong("has a brace without its partner")),
-                '\\' if chars.next_if_eq(&'t').is_some() => plain.push('\t'),
-                '\\' if chars.next_if_eq(&'n').is_some() => plain.push('\n'),
-                _ => plain.push(c),
+/// Runs `virga template`.
+///
+/// # Errors
+/// As the functions of [`template`].
+pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Create(machine) => {
+            let (made, new) = template::create(env, &machine.request())?;
+            if !new {
+                env.reporter.note("there is one already");
+            }
+            term::data(&format!("{}\n", made.id));
+        }
+        Command::List { format } => listing(&template::list(env)?, format.format)?,
+        Command::Info { id, format } => info(&template::info(env, &id)?, format.format)?,
+        Command::Remove { ids, force } => template::remove(env, &ids, force)?,
+        Command::Verify { ids } => template::verify(env, &ids, |id, verdict| match verdict {
+            Ok(()) => term::data(&format!("{id} ok\n")),
+            Err(error) => term::data(&format!("{id} {error}\n")),
+        })?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn value_of(line: &Listed) -> serde_json::Value {
+    let clones: Vec<&str> = line.clones.iter().map(|name| name.as_str()).collect();
+    match &line.template {
+        Err(error) => json!({"id": line.id, "broken": error.to_string(), "clones": clones}),
+        Ok(template) => json!({
+            "id": line.id,
+            "key": template.record.key,
+            "created": template.record.created,
+            "facts": template.record.facts,
+            "size": template.on_disk(),
+            "folder": template.files.folder(),
+            "clones": clones,
+        }),
+    }
+}
+
+fn listing(lines: &[Listed], format: Format) -> Result<()> {
+    if format == Format::Json {
+        return render::json(&lines.iter().map(value_of).collect::<Vec<_>>());
+    }
+    let row = |line: &Listed| {
+        let clones = line.clones.len().to_string();
+        match &line.template {
+            Err(_) => {
+                let [a, b, c, d] = [const { String::new() }; 4];
+                vec![line.id.to_string(), "broken".into(), a, b, c, d, clones]
+            }
+            Ok(template) => {
+                let key = &template.record.key;
+                vec![
+                    line.id.to_string(),
+                    key.image.hex()[..12].to_owned(),
+                    key.memory.to_string(),
+                    key.cpus.to_string(),
+                    key.backend.get("accelerator").cloned().unwrap_or_default(),
+                    template.on_disk().to_string(),
+                    clones,
+                ]
             }
         }
-        parts.push(Part::Text(plain));
-        Ok(Template(parts))
-    }
+    };
+    render::table(&["ID", "IMAGE", "MEMORY", "CPUS", "ACCEL", "SIZE", "CLONES"], lines.iter().map(row).collect());
+    Ok(())
 }
 
-impl Template {
-    /// A line for each of `rows`. A key that a row lacks is empty.
-    ///
-    /// # Errors
-    /// [`crate::base::Kind::Usage`] for a key that no row has.
-    pub fn lines(&self, rows: &[BTreeMap<String, String>]) -> Result<String> {
-        let known: BTreeSet<&str> = rows.iter().flat_map(|row| row.keys().map(String::as_str)).collect();
-        for part in &self.0 {
-            if let Part::Key(key) = part
-                && !rows.is_empty()
-                && !known.contains(key.as_str())
-            {
-                let known: Vec<&str> = known.into_iter().collect();
-                return Err(Error::usage(format!("no image has the key {}", quoted(key)))
-                    .hint(format!("keys there are: {}", known.join(" "))));
-            }
+fn info(line: &Listed, format: Format) -> Result<()> {
+    if format == Format::Json {
+        return render::json(&value_of(line));
+    }
+    let template = match &line.template {
+        Err(error) => {
+            term::data(&format!("{}: {error}\n", line.id));
+            return Ok(());
         }
-        let value = |row: &BTreeMap<String, String>, part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            // A value of the stream's stays on its line.
-            Part::Key(key) => super::render::plain(row.get(key).map_or("", String::as_str)),
-        };
-        let line = |row| self.0.iter().map(|part| value(row, part)).chain(["\n".into()]).collect::<String>();
-        Ok(rows.iter().map(line).collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::Kind;
-
-    fn rows() -> Vec<BTreeMap<String, String>> {
-        let row = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-        vec![row(&[("a", "1"), ("b", "x\ny")]), row(&[("a", "2")])]
-    }
-
-    #[test]
-    fn fills_in_keys() {
-        let lines = |text: &str| text.parse::<Template>().unwrap().lines(&rows()).unwrap();
-        assert_eq!(lines("{a}"), "1\n2\n");
-        assert_eq!(lines(r"{{{a}}}\t{b}|"), "{1}\tx\u{fffd}y|\n{2}\t|\n");
-        assert_eq!(lines("same"), "same\nsame\n");
-        assert_eq!("{nothing}".parse::<Template>().unwrap().lines(&[]).unwrap(), "");
-    }
-
-    #[test]
-    fn tells_what_is_wrong() {
-        for text in ["{", "}", "{}", "{a", "a}b"] {
-            assert_eq!(text.parse::<Template>().unwrap_err().kind(), Kind::Usage, "{text}");
-        }
-        let error = "{c}".parse::<Template>().unwrap().lines(&rows()).unwrap_err();
-        assert!(error.hints()[0].contains("a b"), "{error}");
-    }
+        Ok(template) => template,
+    };
+    let (key, facts) = (&template.record.key, &template.record.facts);
+    let clones: Vec<&str> = line.clones.iter().map(|name| name.as_str()).collect();
+    let mut rows = vec![
+        ("id", line.id.to_string()),
+        ("created", template.record.created.to_string()),
+        ("image", key.image.to_string()),
+        ("memory", key.memory.to_string()),
+        ("cpus", key.cpus.to_string()),
+        ("disk", key.disk.to_string()),
+        ("user", key.user.clone()),
+        ("driver", key.driver.to_string()),
+    ];
+    rows.extend(key.backend.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    rows.extend([
+        ("recipe", key.recipe.clone()),
+        ("kernel", facts.kernel.clone()),
+        ("tcp connections", facts.tcp.to_string()),
+        ("size", template.on_disk().to_string()),
+        ("folder", template.files.folder().display().to_string()),
+        ("clones", clones.join(", ")),
+    ]);
+    let text: String = rows.iter().map(|(name, value)| format!("{name:16} {}\n", render::plain(value))).collect();
+    term::data(&text);
+    Ok(())
 }

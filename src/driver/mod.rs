@@ -7,9 +7,11 @@
 
 pub mod qemu;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -51,10 +53,44 @@ pub trait Driver: fmt::Debug + Send + Sync {
     fn create(&self, plan: &GuestPlan) -> Result<()>;
 
     /// Starts a defined guest and returns once it runs (not: once it answers).
+    /// One that is loaded ([`Begin::Load`]) is held until [`release`](Self::release).
     ///
     /// # Errors
     /// [`crate::base::Kind::Unavailable`] when the backend cannot run it; what the backend said is in the message.
-    fn start(&self, plan: &GuestPlan) -> Result<Started>;
+    fn start(&self, plan: &GuestPlan, begin: Begin<'_>) -> Result<Started>;
+
+    /// Lets a guest run that is held; one that runs is left alone.
+    ///
+    /// # Errors
+    /// When the backend does not answer, or the guest does not run at all.
+    fn release(&self, plan: &GuestPlan) -> Result<()>;
+
+    /// Puts the network's cable into a guest that was loaded with a memory file of its own
+    /// ([`Saved::memory`]); nobody reaches it, and it nobody, before that.
+    ///
+    /// # Errors
+    /// When the backend does not answer, or the guest does not run at all.
+    fn connect(&self, plan: &GuestPlan) -> Result<()>;
+
+    /// Holds a running guest, writes it to a file, and ends it. Blocks while it
+    /// is written. When it fails or is interrupted the guest runs on.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::Unsupported`] when the backend or its version cannot; what the backend said.
+    fn save(&self, plan: &GuestPlan, to: &Saved) -> Result<()>;
+
+    /// What a saved machine of this plan depends on besides its files: program,
+    /// version, machine, processor. Loaded elsewhere than where all of it is the same, it would break.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::Unavailable`] without a backend.
+    fn fingerprint(&self, plan: &GuestPlan) -> Result<BTreeMap<String, String>>;
+
+    /// Connects to the channel that ends in the guest as a virtio-serial port named [`CHANNEL`].
+    ///
+    /// # Errors
+    /// When the guest does not run.
+    fn channel(&self, plan: &GuestPlan) -> Result<UnixStream>;
 
     /// Stops it and returns once it is dead.
     ///
@@ -104,6 +140,31 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// When it cannot be removed.
     fn remove_owned(&self, owned: &Owned) -> Result<()>;
+}
+
+/// The name of the port in the guest: `/dev/virtio-ports/` and this.
+pub const CHANNEL: &str = "virga.renewal";
+
+/// How a guest begins to run.
+#[derive(Clone, Copy, Debug)]
+pub enum Begin<'a> {
+    /// From its disk.
+    Boot,
+    /// From its disk, with its memory in this new file.
+    BootInto(&'a Path),
+    /// Where it was saved.
+    Load(&'a Saved),
+}
+
+/// A machine on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The state of processors and devices, and the memory unless that has a file of its own.
+    pub state: PathBuf,
+    /// The memory of a guest that began with [`Begin::BootInto`]: then it is saved without its
+    /// network, to be loaded many times. Loading maps it privately: guests share its pages until
+    /// they write to them, and never change it.
+    pub memory: Option<PathBuf>,
 }
 
 /// How thoroughly to look at the backend.

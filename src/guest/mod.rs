@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::lock::{FileLock, Mode};
 use crate::base::name::quoted;
 use crate::base::plan::DriverKind;
-use crate::base::{Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, fs};
+use crate::base::{Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, TemplateId, fs};
 
 /// The shape of `guest.json` that this build writes.
 const RECORD_VERSION: u32 = 1;
@@ -44,6 +44,9 @@ pub struct Origin {
     pub blob: Digest,
     /// What the stream said of it (`os`, `release`, `version_name` …), for listings.
     pub keys: BTreeMap<String, String>,
+    /// The saved machine that it was resumed from: its disk layer is under the overlay as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateId>,
 }
 
 /// Everything that is known of one guest: the content of `guest.json`.

@@ -28,7 +28,7 @@ fn record(layout: &Layout, name: &str) -> Record {
         id,
     };
     let blob = Digest::from_bytes(DigestAlgorithm::Sha256, &[7; 32]);
-    Record::new(DriverKind::Qemu, Origin { image: None, blob, keys: BTreeMap::new() }, plan)
+    Record::new(DriverKind::Qemu, Origin { image: None, blob, keys: BTreeMap::new(), template: None }, plan)
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! Starting and stopping guests that exist.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::Env;
-use crate::base::{GuestName, Result};
-use crate::driver::Stop;
-use crate::guest;
+use super::{Env, ssh};
+use crate::base::poll::{self, Deadline};
+use crate::base::{Context as _, Error, GuestName, Kind, Result, fs};
+use crate::driver::{Begin, Driver, Saved, Status, Stop};
+use crate::guest::{self, Record};
+use crate::ssh::session;
+
+/// For setting a resumed guest's clock: it answers at once, or something is wrong.
+const CLOCK: Duration = Duration::from_secs(20);
 
 /// Starts a guest; one that runs is left alone. Returns whether it had to be started.
 ///
@@ -14,12 +19,87 @@ use crate::guest;
 pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
     let held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
-    if driver.status(&held.record.plan)?.is_alive() {
-        return Ok(false);
+    let plan = &held.record.plan;
+    let state = env.settings.layout.guest_files(name).saved();
+    match driver.status(plan)? {
+        // Loaded by a command that was killed before it let the guest go on.
+        Status::Paused => {
+            fs::remove_file(&state)?;
+            driver.release(plan)?;
+            return Ok(true);
+        }
+        Status::Running => return Ok(false),
+        Status::Stopped | Status::Died => {}
     }
-    for note in driver.start(&held.record.plan)?.notes {
+    if state.exists() {
+        resume(env, driver.as_ref(), &held.record, Saved { state, memory: None })?;
+        return Ok(true);
+    }
+    for note in driver.start(plan, Begin::Boot)?.notes {
         env.reporter.note(&note);
     }
+    Ok(true)
+}
+
+/// Goes on from where the guest was saved, once: what it does then to its disk, the saved memory does not know.
+fn resume(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -> Result<()> {
+    let plan = &record.plan;
+    let loaded = driver.start(plan, Begin::Load(&saved)).map_err(|error| {
+        error.hint(format!(
+            "'virga restart --force {0}' starts it from its disk, as after a power cut; what was in its memory is lost",
+            plan.name
+        ))
+    })?;
+    for note in loaded.notes {
+        env.reporter.note(&note);
+    }
+    fs::remove_file(&saved.state)?;
+    driver.release(plan)?;
+    if let Err(error) = set_clock(env, record) {
+        env.reporter.warn(&format!("the clock of '{}' stands where it was saved: {error}", plan.name));
+    }
+    Ok(())
+}
+
+/// Over SSH, as the guest's user: what was saved has no service of ours in it.
+fn set_clock(env: Env<'_>, record: &Record) -> Result<()> {
+    let deadline = Deadline::after(CLOCK);
+    let driver = env.driver(record.driver);
+    let login = ssh::login(env, record, None);
+    let address = poll::until(&deadline, Duration::from_millis(50), || driver.endpoint(&record.plan))?;
+    let address = address.ok_or_else(|| Error::timed_out("it has no address"))?;
+    let target = login.at(address);
+    let now = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?.as_secs_f64();
+    let command = format!("sudo -n date --utc --set=@{now:.3}");
+    let output = session::run(&target, &[command.as_str()], &[], deadline.left())?;
+    if output.status.success() { Ok(()) } else { Err(Error::failed("it refused the command 'sudo date'")) }
+}
+
+/// Saves a running guest with its memory and ends it; one that is saved is left
+/// alone. It starts again with [`start`].
+///
+/// # Errors
+/// [`Kind::Unsupported`] when its driver cannot; [`Kind::Failed`] when it does not run.
+pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
+    let held = guest::hold(&env.settings.layout, name)?;
+    let driver = env.driver(held.record.driver);
+    if !driver.capabilities().memory_snapshots {
+        return Err(Error::new(Kind::Unsupported, format!("the {} driver cannot save guests", held.record.driver)));
+    }
+    let state = env.settings.layout.guest_files(name).saved();
+    if !driver.status(&held.record.plan)?.is_alive() {
+        if state.exists() {
+            return Ok(false);
+        }
+        return Err(Error::failed(format!("guest '{name}' is not running")).hint(format!("virga start {name}")));
+    }
+    let waiting = env.reporter.wait(name.as_str());
+    waiting.stage("saving");
+    // Written under another name: a file of this one is whole.
+    let unfinished = state.with_extension("new");
+    fs::remove_file(&unfinished)?;
+    driver.save(&held.record.plan, &Saved { state: unfinished.clone(), memory: None })?;
+    fs::rename(&unfinished, &state)?;
     Ok(true)
 }
 
@@ -30,6 +110,8 @@ pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
 pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     let held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
+    // A guest that is stopped starts from its disk.
+    fs::remove_file(&env.settings.layout.guest_files(name).saved())?;
     if !driver.status(&held.record.plan)?.is_alive() {
         return Ok(false);
     }

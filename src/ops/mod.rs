@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod images;
 mod intake;
 pub mod list;
+mod machine;
 pub mod mirror;
 pub mod prune;
 pub mod publish;
@@ -17,8 +18,10 @@ pub mod remote;
 pub mod serve;
 pub mod ssh;
 pub mod sync;
+pub mod template;
 pub mod upkeep;
 pub mod wait;
+mod warm;
 
 use crate::base::plan::DriverKind;
 use crate::base::progress::Reporter;

@@ -1,21 +1,24 @@
 //! Freeing what nothing needs any more.
 
-use super::Env;
-use crate::base::Result;
+use super::{Env, template};
+use crate::base::{Result, TemplateId};
 use crate::guest;
 use crate::pool::Swept;
+use crate::template as store;
 
 /// What a prune freed, or would free.
 #[derive(Debug)]
 pub struct Pruned {
     /// Blobs, unfinished downloads and stray temporary files of the pool.
     pub pool: Swept,
-    /// Folders of guests that were on their way out.
+    /// Folders of guests and templates that were on their way out.
     pub folders: usize,
+    /// Templates that no guest would be made of any more.
+    pub templates: Vec<TemplateId>,
 }
 
-/// Removes blobs that neither an image record nor a guest names, unfinished
-/// downloads that nobody works on, and remains of killed commands.
+/// Removes templates that nothing is made of any more, blobs that neither an
+/// image record nor a guest nor a template names, unfinished downloads that nobody works on, and remains of killed commands.
 /// Takes the pool's lock alone.
 ///
 /// # Errors
@@ -24,6 +27,17 @@ pub fn prune(env: Env<'_>, dry_run: bool) -> Result<Pruned> {
     let pool = env.pool()?;
     let lock = pool.lock_exclusive()?;
     // Looked at under the lock: `create` holds it shared until its guest's record names the blob.
-    let in_use = guest::blobs_in_use(&env.settings.layout)?;
-    Ok(Pruned { pool: pool.sweep(&lock, &in_use, dry_run)?, folders: guest::sweep(&env.settings.layout, dry_run)? })
+    let layout = &env.settings.layout;
+    let mut in_use = guest::blobs_in_use(layout)?;
+    let templates = template::outdated(env, &pool.blobs_named()?)?;
+    if !dry_run {
+        for id in &templates {
+            store::remove(layout, id)?;
+        }
+    }
+    // The others stand on their image.
+    let kept = store::list(layout)?.into_iter().filter(|(id, _)| !templates.contains(id));
+    in_use.extend(kept.filter_map(|(_, template)| Some(template.ok()?.record.key.image)));
+    let folders = guest::sweep(layout, dry_run)? + store::sweep(layout, dry_run)?;
+    Ok(Pruned { pool: pool.sweep(&lock, &in_use, dry_run)?, folders, templates })
 }

@@ -17,6 +17,7 @@ pub mod iso;
 mod login;
 mod mime;
 mod part;
+mod warm;
 mod yaml;
 
 use std::fmt;
@@ -25,6 +26,8 @@ use serde_json::Value;
 
 use crate::base::plan::{InstanceId, Mac};
 use crate::base::{GuestName, Result};
+
+pub use warm::{renewal_part, user_part, why_cold};
 
 /// Everything a seed is made of.
 #[derive(Clone)]

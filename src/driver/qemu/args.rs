@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::base::layout::RuntimeFiles;
 use crate::base::plan::{Disk, DiskFormat, Layer};
 use crate::base::{Error, GuestName, GuestPlan, Result};
+use crate::driver::{Begin, CHANNEL, Saved};
 
 /// What QEMU runs the guest's instructions with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,12 @@ pub(super) enum Accelerator {
 /// it is not asked to daemonise, and the network is its own.
 pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// The machine type, and what it need not have.
+pub(super) const MACHINE: &str = "q35,usb=off,vmport=off";
+
+/// The name of the network that the card is at.
+pub(super) const NETDEV: &str = "net0";
+
 /// The node name of the disk that boots; [`root_disk`] finds it again.
 const ROOT: &str = "disk0";
 
@@ -29,19 +36,18 @@ const ROOT: &str = "disk0";
 ///
 /// # Errors
 /// For a path that is not UTF-8 and for memory that is not whole MiB.
-pub(super) fn argv(plan: &GuestPlan, accel: Accelerator) -> Result<Vec<String>> {
+pub(super) fn argv(plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Result<Vec<String>> {
     let run = RuntimeFiles::new(&plan.runtime);
     let mut args = Args::default();
     args.add("-name", format!("guest={},process={}", comma(plan.name.as_str()), process_name(&plan.name)));
     args.add("-uuid", plan.id.as_str());
     // Nothing but what stands here: no default devices, no file of the user's.
     args.flag("-nodefaults").flag("-no-user-config");
-    args.add("-machine", "q35,usb=off,vmport=off");
+    memory(plan, begin, &mut args)?;
     match accel {
         Accelerator::Kvm => args.add("-accel", "kvm").add("-cpu", "host"),
         Accelerator::Tcg => args.add("-accel", "tcg,thread=multi").add("-cpu", "max"),
     };
-    args.add("-m", format!("size={}M", mebibytes(plan)?));
     args.add("-smp", plan.cpus.to_string());
     args.add("-rtc", "base=utc");
     args.add("-sandbox", SANDBOX);
@@ -50,11 +56,15 @@ pub(super) fn argv(plan: &GuestPlan, accel: Accelerator) -> Result<Vec<String>> 
     args.add("-boot", "strict=on");
     // GRUB hangs without any display device; nobody looks at it.
     args.add("-display", "none").device(json!({"driver": "VGA"}));
-    network(plan, &mut args);
+    network(plan, begin, &mut args);
     args.device(json!({"driver": "virtio-rng-pci"}));
     args.device(json!({"driver": "vmgenid", "guid": plan.id.as_str()}));
     disks(plan, &mut args)?;
     consoles(plan, &run, &mut args)?;
+    renewal(&run, &mut args)?;
+    if matches!(begin, Begin::Load(_)) {
+        args.add("-incoming", "defer");
+    }
     args.add("-pidfile", text(&run.pid())?);
     Ok(args.0)
 }
@@ -95,16 +105,23 @@ impl Args {
     }
 }
 
-fn network(plan: &GuestPlan, args: &mut Args) {
+/// QEMU saves what its networks know, the leases of guests among it, by their order. A clone is another
+/// guest and gets the first address only from a network that has never seen one: so there is a second
+/// network that nothing is at, first in all guests but those that become templates.
+fn network(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) {
+    const SPARE: &str = "user,id=spare,restrict=on";
     // Port 0: QEMU picks the SSH port and tells it (`info usernet`), so no two guests can race for one.
-    let mut netdev = String::from("user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:0-:22");
+    let mut netdev = format!("user,id={NETDEV},restrict=off,hostfwd=tcp:127.0.0.1:0-:22");
     for forward in &plan.forwards {
         netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
     }
-    args.add("-netdev", netdev);
+    let becomes_template = matches!(begin, Begin::BootInto(_));
+    for network in if becomes_template { [&netdev, SPARE] } else { [SPARE, &netdev] } {
+        args.add("-netdev", network);
+    }
     // A fixed slot, so that the card's name in the guest does not change with the number of disks.
     let mac = plan.mac.to_string();
-    args.device(json!({"driver": "virtio-net-pci", "netdev": "net0", "mac": mac, "romfile": "", "addr": "0x2"}));
+    args.device(json!({"driver": "virtio-net-pci", "netdev": NETDEV, "mac": mac, "romfile": "", "addr": "0x2"}));
 }
 
 fn disks(plan: &GuestPlan, args: &mut Args) -> Result<()> {
@@ -164,6 +181,35 @@ fn consoles(plan: &GuestPlan, run: &RuntimeFiles, args: &mut Args) -> Result<()>
     let qmp = comma(text(&run.qmp())?);
     args.add("-chardev", format!("socket,id=qmp,path={qmp},server=on,wait=off"));
     args.add("-mon", "chardev=qmp,mode=control");
+    Ok(())
+}
+
+/// The machine and its memory. `pc.ram` is the name that the memory has without
+/// an object of its own as well: what was saved with one loads without, and the other way round.
+fn memory(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) -> Result<()> {
+    let size = mebibytes(plan)?;
+    args.add("-m", format!("size={size}M"));
+    // Private: what a guest writes goes to pages of its own, and the file stays as it is.
+    let (path, access) = match begin {
+        Begin::BootInto(path) => (path, "share=on"),
+        Begin::Load(Saved { memory: Some(path), .. }) => (path.as_path(), "share=off,readonly=on,rom=off"),
+        Begin::Boot | Begin::Load(_) => {
+            args.add("-machine", MACHINE);
+            return Ok(());
+        }
+    };
+    let path = comma(text(path)?);
+    args.add("-object", format!("memory-backend-file,id=pc.ram,size={size}M,mem-path={path},{access}"));
+    args.add("-machine", format!("{MACHINE},memory-backend=pc.ram"));
+    Ok(())
+}
+
+/// The way to the service in the guest that makes a resumed one a machine of its own.
+fn renewal(run: &RuntimeFiles, args: &mut Args) -> Result<()> {
+    let path = comma(text(&run.renewal())?);
+    args.add("-chardev", format!("socket,id=renewal,path={path},server=on,wait=off"));
+    args.device(json!({"driver": "virtio-serial-pci", "max_ports": 2}));
+    args.device(json!({"driver": "virtserialport", "chardev": "renewal", "name": CHANNEL}));
     Ok(())
 }
 

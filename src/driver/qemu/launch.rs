@@ -8,12 +8,13 @@ use serde_json::json;
 
 use super::args::{self, Accelerator};
 use super::qmp::Qmp;
-use super::{kvm, network};
+use super::{kvm, memory, network};
 use crate::base::cmd::{self, Cmd, Detached};
 use crate::base::layout::{RuntimeFiles, SOCKET_PATH_MAX};
 use crate::base::plan::Accel;
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestPlan, Kind, Result, fs};
+use crate::driver::Begin;
 
 /// The program.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -87,21 +88,21 @@ pub(super) fn decide(accel: Accel, found: &kvm::Kvm) -> Result<(Accelerator, Opt
     })
 }
 
-/// Starts QEMU and returns once its control socket answers, the guest runs and
-/// every forward stands. On any failure nothing of it is left running.
+/// Starts QEMU and returns once its control socket answers, the guest runs (or
+/// is loaded and held) and every forward stands. On any failure nothing of it is left running.
 ///
 /// # Errors
 /// What QEMU said, as far as it can be told better than QEMU does.
-pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator) -> Result<()> {
+pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Result<()> {
     let files = RuntimeFiles::new(&plan.runtime);
     clear(&files)?;
     // Made here, so that what the guest says is private whatever the umask.
     drop(fs::open_or_create(&plan.console_log)?);
     let mut log = fs::open_or_create(&plan.backend_log)?;
     let said_before = log.seek(SeekFrom::End(0)).map_err(|e| fs::explain(e, "opening", &plan.backend_log))?;
-    let mut child = Cmd::new(program).args(args::argv(plan, accel)?).spawn_detached(log)?;
+    let mut child = Cmd::new(program).args(args::argv(plan, accel, begin)?).spawn_detached(log)?;
     tracing::debug!(guest = %plan.name, pid = child.pid(), ?accel, "started QEMU");
-    let up = answers(plan, &files, &mut child);
+    let up = answers(plan, &files, &mut child, begin);
     let Err(error) = up else { return Ok(()) };
     child.kill();
     if let Err(left) = clear(&files) {
@@ -119,10 +120,10 @@ pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator) -> Re
 /// # Errors
 /// When a file cannot be removed.
 pub(super) fn clear(files: &RuntimeFiles) -> Result<()> {
-    [files.qmp(), files.console(), files.pid()].iter().try_for_each(|path| fs::remove_file(path))
+    [files.qmp(), files.console(), files.renewal(), files.pid()].iter().try_for_each(|path| fs::remove_file(path))
 }
 
-fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached) -> Result<()> {
+fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: Begin<'_>) -> Result<()> {
     let deadline = Deadline::after(PATIENCE);
     let connected = poll::until(&deadline, Duration::from_millis(2), || {
         if let Some(status) = child.ended()? {
@@ -138,6 +139,11 @@ fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached) -> Resu
         Error::timed_out(format!("QEMU did not come up within {}", humantime::format_duration(PATIENCE)))
     })?;
     network::assign(plan, network::parse(&qmp.monitor("info usernet")?))?;
+    if let Begin::Load(saved) = begin {
+        // QEMU talks to one client at a time.
+        drop(qmp);
+        return memory::load(&files.qmp(), saved);
+    }
     let state = qmp.command("query-status", json!({}))?;
     if state["running"] != true {
         return Err(Error::failed(format!("QEMU holds the guest ({})", state["status"])));

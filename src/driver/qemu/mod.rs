@@ -8,14 +8,18 @@
 
 mod args;
 mod console;
+mod fingerprint;
 pub mod kvm;
 mod launch;
+mod memory;
 mod network;
 mod probe;
 mod process;
 mod qmp;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +28,8 @@ use serde_json::json;
 use self::process::{Census, Process};
 use self::qmp::Qmp;
 use super::{
-    Boots, Capabilities, Driver, DriverSettings, Finding, Owned, ProbeDepth, Reached, Started, Status, Stop, Storage,
+    Begin, Boots, Capabilities, Driver, DriverSettings, Finding, Owned, ProbeDepth, Reached, Saved, Started, Status,
+    Stop, Storage,
 };
 use crate::base::layout::RuntimeFiles;
 use crate::base::plan::Forward;
@@ -105,7 +110,7 @@ impl Driver for Qemu {
             storage: Storage::OurPath,
             reached: Reached::LoopbackPort,
             console_log: true,
-            memory_snapshots: false,
+            memory_snapshots: true,
             survives_host_reboot: false,
         }
     }
@@ -127,12 +132,12 @@ impl Driver for Qemu {
         }
         network::check(plan)?;
         // What cannot be said on a command line is found here, before any start.
-        args::argv(plan, args::Accelerator::Tcg)?;
+        args::argv(plan, args::Accelerator::Tcg, Begin::Boot)?;
         launch::program()?;
         launch::prepare(plan, &self.layout.guest(&plan.name))
     }
 
-    fn start(&self, plan: &GuestPlan) -> Result<Started> {
+    fn start(&self, plan: &GuestPlan, begin: Begin<'_>) -> Result<Started> {
         if let Some(process) = Process::of(plan)? {
             if !process.leaving() {
                 return Ok(Started::default());
@@ -144,10 +149,38 @@ impl Driver for Qemu {
         // Again: the system empties this folder when it restarts.
         launch::prepare(plan, &self.layout.guest(&plan.name))?;
         let (accel, note) = launch::settle(plan.accel)?;
-        let launched = launch::launch(&program, plan, accel);
+        let launched = launch::launch(&program, plan, accel, begin);
         self.census.forget();
         launched?;
         Ok(Started { notes: note.into_iter().collect() })
+    }
+
+    fn release(&self, plan: &GuestPlan) -> Result<()> {
+        Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), ANSWER)?.command("cont", json!({})).map(drop)
+    }
+
+    fn connect(&self, plan: &GuestPlan) -> Result<()> {
+        let mut qmp = Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), ANSWER)?;
+        qmp.command("set_link", json!({"name": args::NETDEV, "up": true})).map(drop)
+    }
+
+    fn save(&self, plan: &GuestPlan, to: &Saved) -> Result<()> {
+        let Some(process) = Process::of(plan)? else {
+            return Err(Error::failed(format!("guest '{}' is not running", plan.name)));
+        };
+        memory::save(&RuntimeFiles::new(&plan.runtime).qmp(), to)?;
+        // Its files are whole only once it is gone.
+        process.wait(CLOSING);
+        Self::force_off(plan)
+    }
+
+    fn fingerprint(&self, plan: &GuestPlan) -> Result<BTreeMap<String, String>> {
+        fingerprint::of(plan)
+    }
+
+    fn channel(&self, plan: &GuestPlan) -> Result<UnixStream> {
+        let path = RuntimeFiles::new(&plan.runtime).renewal();
+        UnixStream::connect(&path).map_err(|error| fs::explain(error, "connecting to the guest's channel", &path))
     }
 
     fn stop(&self, plan: &GuestPlan, how: Stop) -> Result<()> {

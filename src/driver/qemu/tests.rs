@@ -63,7 +63,7 @@ impl Rig {
 
     fn up(&self, plan: &GuestPlan) {
         self.driver.create(plan).unwrap();
-        self.driver.start(plan).unwrap();
+        self.driver.start(plan, Begin::Boot).unwrap();
     }
 
     fn running(&self) -> Vec<u32> {
@@ -132,11 +132,11 @@ fn a_guest_from_start_to_finish() {
     assert_eq!(driver.endpoint(&plan).unwrap(), None);
 
     let begin = Instant::now();
-    driver.start(&plan).unwrap();
+    driver.start(&plan, Begin::Boot).unwrap();
     told(&format!("start: {:?}", begin.elapsed()));
     let pids = rig.running();
     assert_eq!(pids.len(), 1);
-    driver.start(&plan).unwrap();
+    driver.start(&plan, Begin::Boot).unwrap();
     assert_eq!(rig.running(), pids, "starting what runs starts nothing");
     let begin = Instant::now();
     for _ in 0..100 {
@@ -178,13 +178,13 @@ fn a_guest_from_start_to_finish() {
     assert!(TcpListener::bind(ssh).is_ok(), "the port is free again");
 
     // A second life; the first one's console stays in the log.
-    driver.start(&plan).unwrap();
+    driver.start(&plan, Begin::Boot).unwrap();
     eventually("the second greeting", || driver.console_tail(&plan, 4).unwrap().len() == 4);
     driver.remove(&plan).unwrap();
     driver.remove(&plan).unwrap();
     assert!(!plan.runtime.exists());
     assert!(driver.list_owned().unwrap().is_empty());
-    driver.start(&plan).unwrap();
+    driver.start(&plan, Begin::Boot).unwrap();
     assert!(plan.runtime.exists(), "the folder of sockets comes back as after a restart of the host");
 }
 
@@ -282,7 +282,7 @@ fn a_stale_pid_file_harms_nobody() {
         rig.driver.stop(&plan, Stop::Force).unwrap();
     }
     // A guest whose pid file names another process is still found, by its arguments.
-    rig.driver.start(&plan).unwrap();
+    rig.driver.start(&plan, Begin::Boot).unwrap();
     fs::write_atomic(&pid_file, sleep.0.pid().to_string().as_bytes(), 0o600).unwrap();
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
     rig.driver.remove(&plan).unwrap();
@@ -335,12 +335,12 @@ fn a_taken_port_is_named_and_nothing_is_left() {
     let port = taken.local_addr().unwrap().port();
     plan.forwards = vec![Forward { host: port, guest: 80 }];
     rig.driver.create(&plan).unwrap();
-    let error = rig.driver.start(&plan).unwrap_err();
+    let error = rig.driver.start(&plan, Begin::Boot).unwrap_err();
     assert_eq!(error.to_string(), format!("host port {port} is taken by another program"));
     assert!(rig.running().is_empty());
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Stopped);
     drop(taken);
-    rig.driver.start(&plan).unwrap();
+    rig.driver.start(&plan, Begin::Boot).unwrap();
     assert_eq!(rig.driver.forwards(&plan).unwrap(), plan.forwards);
 
     plan.forwards.push(Forward { host: port, guest: 81 });
@@ -353,7 +353,7 @@ fn what_qemu_says_is_in_the_error() {
     let plan = rig.plan("web");
     rig.driver.create(&plan).unwrap();
     fs::remove_file(&plan.disks[0].path).unwrap();
-    let error = rig.driver.start(&plan).unwrap_err();
+    let error = rig.driver.start(&plan, Begin::Boot).unwrap_err();
     assert!(error.causes().iter().any(|cause| cause.contains("No such file")), "{error} {:?}", error.causes());
     assert!(error.causes().iter().all(|cause| !cause.contains("qemu-system")), "{:?}", error.causes());
     assert!(error.hints().iter().any(|hint| hint.contains("backend.log")), "{:?}", error.hints());
@@ -363,7 +363,7 @@ fn what_qemu_says_is_in_the_error() {
     rig.up(&one);
     let two = GuestPlan { disks: one.disks.clone(), ..rig.plan("two") };
     rig.driver.create(&two).unwrap();
-    let error = rig.driver.start(&two).unwrap_err();
+    let error = rig.driver.start(&two, Begin::Boot).unwrap_err();
     assert!(error.hints().iter().any(|hint| hint.contains("open")), "{error} {:?}", error.causes());
 }
 

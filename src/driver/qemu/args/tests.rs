@@ -16,7 +16,7 @@ fn hostile_paths_stay_one_value_each() {
         Layer { path: hostile().join("base"), format: DiskFormat::Raw },
     ];
     plan.seed = Some(hostile().join("seed"));
-    let args = argv(&plan, Accelerator::Tcg).unwrap();
+    let args = argv(&plan, Accelerator::Tcg, Begin::Boot).unwrap();
 
     let nodes: Vec<Value> = values(&args, "-blockdev").map(|arg| serde_json::from_str(arg).unwrap()).collect();
     assert_eq!(nodes.len(), 2);
@@ -43,7 +43,7 @@ fn hostile_paths_stay_one_value_each() {
 #[test]
 fn a_disk_without_layers_never_follows_its_own_header() {
     let plan = plan("web", Path::new("/g"), Path::new("/r"));
-    let args = argv(&plan, Accelerator::Kvm).unwrap();
+    let args = argv(&plan, Accelerator::Kvm, Begin::Boot).unwrap();
     let root: Value = serde_json::from_str(values(&args, "-blockdev").next().unwrap()).unwrap();
     assert_eq!(root.get("backing"), Some(&Value::Null));
 }
@@ -53,7 +53,7 @@ fn what_every_guest_has() {
     let mut plan = plan("web", Path::new("/g"), Path::new("/r"));
     plan.cpus = 3;
     plan.forwards = vec![Forward { host: 8080, guest: 80 }, Forward { host: 0, guest: 443 }];
-    let args = argv(&plan, Accelerator::Tcg).unwrap();
+    let args = argv(&plan, Accelerator::Tcg, Begin::Boot).unwrap();
     let has = |flag: &str, value: &str| assert!(values(&args, flag).any(|v| v == value), "{flag} {value}: {args:#?}");
     has("-uuid", plan.id.as_str());
     has("-name", "guest=web,process=virga-web");
@@ -67,7 +67,7 @@ fn what_every_guest_has() {
     );
     has("-cpu", "max");
     assert!(args.iter().all(|arg| !arg.contains("0.0.0.0") && arg != "-daemonize"));
-    let kvm = argv(&plan, Accelerator::Kvm).unwrap();
+    let kvm = argv(&plan, Accelerator::Kvm, Begin::Boot).unwrap();
     assert!(values(&kvm, "-cpu").eq(["host"]) && values(&kvm, "-accel").eq(["kvm"]));
 }
 
@@ -77,10 +77,10 @@ fn what_cannot_be_said_is_refused() {
     let good = plan("web", Path::new("/g"), Path::new("/r"));
     let mut bad = good.clone();
     bad.memory = crate::base::ByteSize(1 << 19);
-    assert!(argv(&bad, Accelerator::Tcg).is_err());
+    assert!(argv(&bad, Accelerator::Tcg, Begin::Boot).is_err());
     let mut bad = good;
     bad.disks[0].path = std::ffi::OsStr::from_bytes(b"/g/\xff").into();
-    assert!(argv(&bad, Accelerator::Tcg).is_err());
+    assert!(argv(&bad, Accelerator::Tcg, Begin::Boot).is_err());
 }
 
 #[test]

@@ -1,0 +1,104 @@
+//! A guest's memory on disk: saved and loaded over the control socket, as QEMU's migration to a file.
+//!
+//! Two shapes. With a memory file of its own (`x-ignore-shared`, QEMU 4.0) the
+//! state is a megabyte and loading copies nothing: guests map one file. Without
+//! one, the memory goes into the state at fixed places (`mapped-ram`, QEMU 9.0).
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::args::NETDEV;
+use super::qmp::Qmp;
+use crate::base::poll::{self, Deadline};
+use crate::base::{Error, Kind, Result, fs, interrupt};
+use crate::driver::Saved;
+
+/// Longest time for writing or reading a machine: a disk that manages 10 MB a second takes 100 s for a gigabyte.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often QEMU is asked how far it is.
+const STEP: Duration = Duration::from_millis(3);
+
+/// Bytes a second: QEMU's own limit is for networks, and would make a disk wait.
+const UNLIMITED: u64 = 1 << 40;
+
+/// Holds the guest, writes it, and tells QEMU to end. The guest runs on when that fails.
+///
+/// # Errors
+/// [`Kind::Unsupported`] for a QEMU that is too old; else what QEMU says.
+pub(super) fn save(socket: &Path, to: &Saved) -> Result<()> {
+    let mut qmp = Qmp::connect(socket, PATIENCE)?;
+    // Here, so that it is private whatever QEMU thinks.
+    drop(fs::create_new(&to.state, 0o600)?);
+    let written = prepare(&mut qmp, to).and_then(|()| {
+        qmp.command("stop", json!({}))?;
+        if to.memory.is_some() {
+            // A clone's cable is out until `connect`.
+            qmp.command("set_link", json!({"name": NETDEV, "up": false}))?;
+        }
+        qmp.command("migrate", uri(&to.state)?)?;
+        settled(&mut qmp)
+    });
+    match written {
+        // It does not answer any more then.
+        Ok(()) => qmp.command("quit", json!({})).map(drop),
+        Err(error) => {
+            let undo = || -> Result<()> {
+                let _ = qmp.command("migrate_cancel", json!({}));
+                qmp.command("cont", json!({}))?;
+                fs::remove_file(&to.state)
+            };
+            let mut undo = undo;
+            if let Err(trouble) = undo() {
+                tracing::warn!(%trouble, "letting the guest run on");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Loads a machine into a QEMU that waits for one, and leaves it held.
+///
+/// # Errors
+/// What QEMU says; it usually ends after that.
+pub(super) fn load(socket: &Path, from: &Saved) -> Result<()> {
+    let mut qmp = Qmp::connect(socket, PATIENCE)?;
+    prepare(&mut qmp, from)?;
+    qmp.command("migrate-incoming", uri(&from.state)?)?;
+    settled(&mut qmp)
+}
+
+fn prepare(qmp: &mut Qmp, saved: &Saved) -> Result<()> {
+    let capability = if saved.memory.is_some() { "x-ignore-shared" } else { "mapped-ram" };
+    let wanted = json!({"capabilities": [{"capability": capability, "state": true}]});
+    qmp.command("migrate-set-capabilities", wanted).map_err(|error| {
+        Error::new(Kind::Unsupported, "this QEMU cannot save machines to files")
+            .because(error)
+            .hint("saving a guest needs QEMU 9.0, templates need 8.2")
+    })?;
+    qmp.command("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED})).map(drop)
+}
+
+fn uri(path: &Path) -> Result<Value> {
+    let path = path.to_str().ok_or_else(|| Error::failed("the path of a saved machine is not UTF-8"))?;
+    Ok(json!({"uri": format!("file:{path}")}))
+}
+
+fn settled(qmp: &mut Qmp) -> Result<()> {
+    let deadline = Deadline::after(PATIENCE);
+    let done = poll::until(&deadline, STEP, || {
+        interrupt::check()?;
+        let state = qmp.command("query-migrate", json!({}))?;
+        match state["status"].as_str().unwrap_or_default() {
+            "completed" => Ok(Some(())),
+            "failed" | "cancelled" => {
+                let words = state["error-desc"].as_str().unwrap_or("it does not say why");
+                Err(Error::failed("QEMU could not save or load the machine").because(words.to_owned()))
+            }
+            _ => Ok(None),
+        }
+    })?;
+    done.ok_or_else(|| Error::timed_out("QEMU was not done with saving or loading the machine in ten minutes"))
+}

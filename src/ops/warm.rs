@@ -1,0 +1,151 @@
+//! Warm starts: a clone of a template, resumed and made a machine of its own.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+
+use super::create::Job;
+use super::{Env, machine, template};
+use crate::base::plan::{InstanceId, random};
+use crate::base::poll::Deadline;
+use crate::base::{Error, Kind, Result};
+use crate::driver::{Begin, Driver, Saved};
+use crate::guest::Record;
+use crate::seed;
+use crate::template::renewal::{self, OrderedKey, Orders};
+use crate::template::{self as store, Template};
+
+/// A guest that is not renewed by then is killed: nobody knows what it is.
+/// Half a second is usual; a machine that runs many emulated guests takes longer.
+const RENEWAL: Duration = Duration::from_secs(30);
+
+/// The template to start from, made first where there is none. `None`, with the
+/// reason told, when this guest must start cold.
+///
+/// # Errors
+/// What stands in the way of any start.
+pub(super) fn template(job: &Job<'_>) -> Result<Option<Template>> {
+    let cold = why_cold(job)?;
+    if let Some(first) = cold.first() {
+        job.env.reporter.note(&format!("starting cold: {first}"));
+        return Ok(None);
+    }
+    match usable(job) {
+        Ok(template) => Ok(Some(template)),
+        Err(error) if error.kind() == Kind::Interrupted => Err(error),
+        Err(error) => {
+            give_up(job.env, &error);
+            Ok(None)
+        }
+    }
+}
+
+fn usable(job: &Job<'_>) -> Result<Template> {
+    let key = template::key(job.env, job.machine, job.base)?;
+    let layout = &job.env.settings.layout;
+    match store::load(layout, &key.id()?) {
+        Ok(Some(template)) => {
+            template.verify()?;
+            Ok(template)
+        }
+        Ok(None) => {
+            template::explain_absence(job.env, &key)?;
+            template::make(job.env, job.machine, job.base)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says why the start will be a cold one.
+pub(super) fn give_up(env: Env<'_>, error: &Error) {
+    env.reporter.warn(&format!("no warm start, starting cold: {}", error.causes().join(": ")));
+    for hint in error.hints() {
+        env.reporter.note(&format!("hint: {hint}"));
+    }
+}
+
+/// What was asked for that a guest that has booted already is too late for.
+fn why_cold(job: &Job<'_>) -> Result<Vec<String>> {
+    let request = job.request;
+    let mut reasons = Vec::new();
+    if !job.env.driver(job.machine.driver).capabilities().memory_snapshots {
+        reasons.push(format!("the {} driver cannot save machines", job.machine.driver));
+    }
+    if !request.start {
+        reasons.push("a guest that is not to be started cannot be resumed".into());
+    }
+    if !request.ephemeral_disks.is_empty() {
+        reasons.push("disks cannot be added to a machine that runs".into());
+    }
+    if request.meta_data.is_some() {
+        reasons.push("meta-data of your own is for the first boot".into());
+    }
+    if request.network_config.is_some() {
+        reasons.push("a network-config of your own is for the first boot".into());
+    }
+    reasons.extend(seed::why_cold(&job.material.user_data)?);
+    Ok(reasons)
+}
+
+/// Resumes the clone and renews it. When that fails it is for the caller to
+/// remove it: it must not be handed out.
+///
+/// # Errors
+/// What went wrong, in QEMU or in the guest.
+pub(super) fn start(
+    job: &Job<'_>,
+    driver: &dyn Driver,
+    record: &Record,
+    template: &Template,
+    host_keys: &[seed::HostKey],
+) -> Result<()> {
+    let saved = Saved { state: template.files.state(), memory: Some(template.files.memory()) };
+    let started = driver.start(&record.plan, Begin::Load(&saved))?;
+    for note in started.notes {
+        job.env.reporter.note(&note);
+    }
+    let orders = orders(job, record, template, host_keys)?;
+    let deadline = Deadline::after(RENEWAL);
+    // Before it runs: it finds its orders as soon as it looks for them.
+    let mut channel = driver.channel(&record.plan)?;
+    driver.release(&record.plan)?;
+    let alive = || match driver.status(&record.plan)?.is_alive() {
+        true => Ok(()),
+        false => Err(Error::failed("the guest ended while it was renewed")),
+    };
+    let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive)?;
+    driver.connect(&record.plan)?;
+    tracing::debug!(guest = %record.name(), drawn = receipt.drawn, took = ?deadline.elapsed(), "renewed");
+    Ok(())
+}
+
+fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed::HostKey]) -> Result<Orders> {
+    let Job { request, material, .. } = *job;
+    let plan = &record.plan;
+    let key = |key: &seed::HostKey| OrderedKey {
+        kind: key.kind.name(),
+        private: key.private_openssh.clone(),
+        public: key.public_openssh.clone(),
+    };
+    Ok(Orders {
+        // As much as the generator holds, many times over: it is mixed, not trusted to be spread.
+        entropy: base64::engine::general_purpose::STANDARD.encode(random::<512>()?),
+        hostname: plan.name.to_string(),
+        machine_id: InstanceId::generate()?.to_string().replace('-', ""),
+        boot_id: InstanceId::generate()?.to_string(),
+        instance: plan.id.to_string(),
+        mac: plan.mac.to_string(),
+        host_keys: host_keys.iter().map(key).collect(),
+        user: template.record.key.user.clone(),
+        authorized_keys: material.authorized.keys.clone(),
+        first_boot: !(material.user_data.is_empty()
+            && material.scripts.is_empty()
+            && request.packages.is_empty()
+            && request.password.is_none()),
+    })
+}
+
+/// The default user of a guest made of this image.
+pub(super) fn default_user(base: &machine::Base) -> String {
+    machine::image_user(&base.keys).unwrap_or(machine::GIVEN_USER).to_owned()
+}

@@ -1,0 +1,163 @@
+//! The talk with the service in the guest (`cloud-init/renew.py`): one JSON
+//! object a line. What comes from there is a guest's word, and no more.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::name::quoted;
+use crate::base::poll::Deadline;
+use crate::base::{Context as _, Error, Result, interrupt};
+
+/// Longest line: what is expected has a few hundred bytes.
+const LINE_LIMIT: usize = 64 << 10;
+const TICK: Duration = Duration::from_millis(20);
+
+/// What the guest says of itself before it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Its kernel's release.
+    pub kernel: String,
+    /// TCP connections made during the boot. Zero: the kernel has not drawn the secret of its
+    /// sequence numbers yet, and every clone draws its own.
+    pub tcp: u64,
+}
+
+/// Who a clone is to be.
+#[derive(Clone, Serialize)]
+pub struct Orders {
+    /// Fresh random bytes in base64.
+    pub entropy: String,
+    /// Its host name.
+    pub hostname: String,
+    /// 32 hexadecimal digits.
+    pub machine_id: String,
+    /// A UUID.
+    pub boot_id: String,
+    /// The instance id.
+    pub instance: String,
+    /// Its card's address.
+    pub mac: String,
+    /// Its SSH identity.
+    pub host_keys: Vec<OrderedKey>,
+    /// The default user.
+    pub user: String,
+    /// Who gets in as that user.
+    pub authorized_keys: Vec<String>,
+    /// Whether there is work for cloud-init.
+    pub first_boot: bool,
+}
+
+/// One host key.
+#[derive(Clone, Serialize)]
+pub struct OrderedKey {
+    /// As in the file's name: `ed25519`.
+    pub kind: &'static str,
+    /// OpenSSH's PEM text.
+    pub private: String,
+    /// One line.
+    pub public: String,
+}
+
+impl std::fmt::Debug for Orders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Orders").field("hostname", &self.hostname).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for OrderedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OrderedKey").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+/// What a clone says once it is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// SHA-256 of the first 4 KiB that its kernel's generator gave after the new entropy.
+    pub drawn: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Said {
+    Ready(Facts),
+    Renewed(Receipt),
+    Failed(String),
+}
+
+/// Waits until the guest is fit to be saved.
+///
+/// # Errors
+/// [`crate::base::Kind::TimedOut`]; what the guest says; what `alive` returns.
+pub fn await_ready(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<Facts> {
+    match listen(channel, deadline, alive)? {
+        Said::Ready(facts) => Ok(facts),
+        Said::Failed(why) => Err(Error::failed("the guest cannot be made a template").because(quoted(&why))),
+        Said::Renewed(_) => Err(nonsense()),
+    }
+}
+
+/// Tells a clone who it is, and waits until it is. The clock goes with it, as late as possible.
+///
+/// # Errors
+/// As [`await_ready`].
+pub fn renew(
+    channel: &mut UnixStream,
+    orders: &Orders,
+    deadline: &Deadline,
+    alive: &dyn Fn() -> Result<()>,
+) -> Result<Receipt> {
+    #[derive(Serialize)]
+    struct Now<'a> {
+        time: f64,
+        #[serde(flatten)]
+        orders: &'a Orders,
+    }
+    let time = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?.as_secs_f64();
+    let mut line = serde_json::to_vec(&Now { time, orders }).context(|| "writing the guest's orders".into())?;
+    line.push(b'\n');
+    channel.set_write_timeout(Some(deadline.left().max(TICK))).map_err(broken)?;
+    channel.write_all(&line).map_err(broken)?;
+    match listen(channel, deadline, alive)? {
+        Said::Renewed(receipt) => Ok(receipt),
+        Said::Failed(why) => Err(Error::failed("the guest could not be renewed").because(quoted(&why))),
+        Said::Ready(_) => Err(nonsense()),
+    }
+}
+
+fn listen(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<Said> {
+    let mut line = Vec::new();
+    channel.set_read_timeout(Some(TICK)).map_err(broken)?;
+    loop {
+        interrupt::check()?;
+        if deadline.passed() {
+            let limit = humantime::format_duration(deadline.limit());
+            return Err(Error::timed_out(format!("the guest said nothing on its channel within {limit}")));
+        }
+        let mut piece = [0; 4096];
+        match channel.read(&mut piece) {
+            Ok(0) => return Err(Error::failed("the guest ended")),
+            Ok(count) => line.extend_from_slice(&piece[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => alive()?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken(error)),
+        }
+        if let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+            return serde_json::from_slice(&line[..end]).map_err(|error| nonsense().because(error));
+        }
+        if line.len() > LINE_LIMIT {
+            return Err(nonsense());
+        }
+    }
+}
+
+fn nonsense() -> Error {
+    Error::failed("the guest says something on its channel that makes no sense")
+}
+
+fn broken(error: std::io::Error) -> Error {
+    Error::failed("talking to the guest over its channel").because(error)
+}
