@@ -8,8 +8,8 @@ goes on from that point: first the random pool, then the clock, then names and
 keys, and only then do the others, and the network, run again.
 
 It lives in /run and leaves nothing behind in the clone. Both ways one JSON
-object on one line: out {"ready": …}, in the orders, out {"renewed": …}; or
-{"failed": why} at any time.
+object on one line: out {"ready": …}, in the orders, out {"renewed": …}, in
+{"go": true}, out {"up": true}; or out {"failed": why} at any time.
 """
 
 import base64
@@ -33,6 +33,9 @@ PORT = "/dev/virtio-ports/virga.renewal"
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
 MS_BIND = 4096
+# linux/if.h, linux/sockios.h
+IFF_UP = 1
+SIOCSIFFLAGS = 0x8914
 
 SSH = ["ssh.service", "sshd.service", "ssh.socket", "sshd.socket"]
 NETWORK = ["systemd-networkd.socket", "systemd-networkd.service", "NetworkManager.service", "networking.service"]
@@ -43,8 +46,11 @@ NETWORK_FILES = [
     "/etc/NetworkManager/system-connections/*", "/run/NetworkManager/system-connections/*",
     "/etc/udev/rules.d/*persistent-net*", "/run/udev/rules.d/*",
 ]
+UNITS = "/run/systemd/system"
+GO = "/run/virga/go"
 CLOUD = "/var/lib/cloud"
 RUN = "/run/cloud-init"
+CLOUD_FILES = [CLOUD + "/data/*", RUN + "/.instance-id", RUN + "/*.json", RUN + "/cloud.cfg"]
 
 
 def call(*argv):
@@ -66,7 +72,7 @@ def write(path, text, mode=0o644):
     """Puts text into a file at once or not at all."""
     aside = path + ".virga"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", errors="surrogateescape") as file:
         os.fchmod(descriptor, mode)
         file.write(text)
     os.rename(aside, path)
@@ -81,19 +87,23 @@ def remove(*patterns):
                 os.remove(path)
 
 
-def replace_in(patterns, pairs):
-    for pattern in patterns:
-        for path in glob.glob(pattern):
-            if not os.path.isfile(path):
-                continue
-            try:
-                old = new = read(path)
-            except UnicodeDecodeError:
-                continue
-            for before, after in pairs:
-                new = new.replace(before, after)
-            if new != old:
-                write(path, new, os.stat(path).st_mode & 0o7777)
+def mentions(patterns, *words):
+    """The files that have one of the words in them, with content and mode: read now, to be written in a clone."""
+    found = []
+    for path in [path for pattern in patterns for path in glob.glob(pattern)]:
+        if os.path.isfile(path):
+            with open(path, errors="surrogateescape") as file:
+                text = file.read()
+            if any(word in text for word in words):
+                found.append((path, text, os.stat(path).st_mode & 0o7777))
+    return found
+
+
+def rewrite(files, pairs):
+    for path, text, mode in files:
+        for before, after in pairs:
+            text = text.replace(before, after)
+        write(path, text, mode)
 
 
 # --- in the guest that is to be saved ---------------------------------------------------------------------
@@ -130,12 +140,12 @@ def pci_device(path):
 
 
 def card():
-    """The device that is the network card, and its address. Given to its driver anew it has the clone's."""
+    """The device that is the network card, its name and its address. Given to its driver anew it has the clone's."""
     cards = [name for name in sorted(os.listdir("/sys/class/net")) if os.path.exists("/sys/class/net/%s/device" % name)]
     if len(cards) != 1:
         raise RuntimeError("a guest with %d network cards cannot be renewed" % len(cards))
     path = "/sys/class/net/" + cards[0]
-    return pci_device(path), read(path + "/address").strip()
+    return pci_device(path), cards[0], read(path + "/address").strip()
 
 
 def seed_disk():
@@ -169,7 +179,26 @@ def strip():
         # The marks of what ran once stay; what it ran from goes.
         if entry not in ("sem", "boot-finished"):
             remove(os.path.join(instance, entry))
-    return [unit for unit in active if unit in NETWORK], [unit for unit in active if unit in SSH]
+    return active
+
+
+def start_later(units):
+    """Has PID 1 start these as soon as GO is there: asking it through systemctl takes the clone longer than all else."""
+    os.makedirs(UNITS, exist_ok=True)
+    write(UNITS + "/virga-go.target", "[Unit]\nWants=%s\n" % " ".join(units))
+    write(UNITS + "/virga-go.path", "[Path]\nPathExists=%s\nUnit=virga-go.target\n" % GO)
+    need("systemctl", "daemon-reload")
+    need("systemctl", "start", "virga-go.path")
+
+
+def tidy():
+    """Nothing of ours stays; not at once, for the clone has better things to do."""
+    time.sleep(5)
+    call("systemctl", "stop", "virga-go.path", "virga-go.target")
+    remove(UNITS + "/virga-go.*", GO, "/run/virga/renew.py")
+    call("systemctl", "daemon-reload")
+    # It writes under the machine-id that it began with.
+    call("systemctl", "try-restart", "systemd-journald.service")
 
 
 def tcp_used():
@@ -182,7 +211,7 @@ def tcp_used():
 # --- in a clone ---------------------------------------------------------------------------------------------
 
 
-def orders_from(channel):
+def line_from(channel):
     line = b""
     while not line.endswith(b"\n"):
         try:
@@ -193,7 +222,7 @@ def orders_from(channel):
         if not piece:
             time.sleep(0.005)
         line += piece
-    return json.loads(line)
+    return line
 
 
 def reseed(entropy):
@@ -208,7 +237,7 @@ def become(orders, old):
     """Names, keys and addresses."""
     socket.sethostname(orders["hostname"])
     write("/etc/hostname", orders["hostname"] + "\n")
-    replace_in(["/etc/hosts"], [(old["hostname"], orders["hostname"])])
+    rewrite(old["hosts"], [(old["hostname"], orders["hostname"])])
     write("/etc/machine-id", orders["machine_id"] + "\n", 0o444)
     if os.path.isfile("/var/lib/dbus/machine-id") and not os.path.islink("/var/lib/dbus/machine-id"):
         write("/var/lib/dbus/machine-id", orders["machine_id"] + "\n", 0o444)
@@ -222,8 +251,7 @@ def become(orders, old):
         write(path + ".pub", key["public"].rstrip() + "\n")
     authorize(orders["user"], orders["authorized_keys"])
     instance(orders, old)
-    pairs = [(old["mac"], orders["mac"]), (old["mac"].upper(), orders["mac"].upper())]
-    replace_in(NETWORK_FILES, pairs)
+    rewrite(old["network"], [(old["mac"], orders["mac"]), (old["mac"].upper(), orders["mac"].upper())])
 
 
 def authorize(user, keys):
@@ -246,10 +274,28 @@ def instance(orders, old):
     os.rename(instances + old["instance"], instances + orders["instance"])
     os.remove(CLOUD + "/instance")
     os.symlink(instances + orders["instance"], CLOUD + "/instance")
-    pairs = [(old["instance"], orders["instance"]), (old["hostname"], orders["hostname"])]
-    replace_in([CLOUD + "/data/*", RUN + "/.instance-id", RUN + "/*.json", RUN + "/cloud.cfg"], pairs)
+    pairs = [(old["instance"], orders["instance"]), (old["hostname"], orders["hostname"]), (old["mac"], orders["mac"])]
+    rewrite(old["cloud"], pairs)
     write(CLOUD + "/data/instance-id", orders["instance"] + "\n")
     write(CLOUD + "/data/previous-instance-id", orders["instance"] + "\n")
+
+
+def switch_on(device, name):
+    """Switches the card on, unless it is yet to be renamed: then the network service does it. A cable that is
+    plugged in after that is seen at once, and one that was there before a second later (the kernel's link watch)."""
+    for _ in range(1000):
+        for path in glob.glob("/sys/bus/pci/devices/%s/virtio*/net/*" % device):
+            flags = int(read(path + "/flags"), 16)
+            if os.path.basename(path) == name:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+                    request = struct.pack("16sH14x", name.encode(), (flags | IFF_UP) & 0xFFFF)
+                    fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
+                return
+            if flags & IFF_UP:
+                # It says so a moment before it is so.
+                time.sleep(0.03)
+                return
+        time.sleep(0.005)
 
 
 def first_boot():
@@ -265,17 +311,24 @@ def main():
         LIBC = ctypes.CDLL(None, use_errno=True)
         wait_for_the_boot()
         channel = open_channel()
-        card_device, mac = card()
+        device, name, mac = card()
+        hostname, instance_id = socket.gethostname(), read(CLOUD + "/data/instance-id").strip()
         old = {
-            "card": card_device,
+            "card": device,
+            "name": name,
             "mac": mac,
-            "hostname": socket.gethostname(),
-            "instance": read(CLOUD + "/data/instance-id").strip(),
+            "hostname": hostname,
+            "instance": instance_id,
             "seed": seed_disk(),
+            "hosts": mentions(["/etc/hosts"], hostname),
+            "network": mentions(NETWORK_FILES, mac, mac.upper()),
+            "cloud": mentions(CLOUD_FILES, hostname, instance_id),
         }
-        networks, servers = strip()
+        udevd = int(call("systemctl", "show", "--property=MainPID", "--value", "systemd-udevd.service"))
+        start_later(strip())
         tie(old["card"], "unbind")
         tie(old["seed"], "unbind")
+        call("udevadm", "settle")
         ready = {"kernel": os.uname().release, "tcp": tcp_used()}
         os.sync()
         # When this guest runs again, in a clone, nobody runs before us (but PID 1, which sleeps).
@@ -283,23 +336,25 @@ def main():
         os.kill(-1, signal.SIGSTOP)
         os.write(channel, json.dumps({"ready": ready}).encode() + b"\n")
 
-        orders = orders_from(channel)
+        orders = json.loads(line_from(channel))
         drawn = reseed(base64.b64decode(orders["entropy"]))
         time.clock_settime(time.CLOCK_REALTIME, orders["time"])
         become(orders, old)
-        os.kill(-1, signal.SIGCONT)
-        # What names the card is looked for again every few seconds only.
-        call("udevadm", "control", "--reload")
-        tie(old["card"], "bind")
-        tie(old["seed"], "bind")
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        need("systemctl", "start", "--no-block", *networks, *servers)
         os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
+        line_from(channel)
+        os.kill(-1, signal.SIGCONT)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        # It has read by what name the card goes before we wrote that anew.
+        os.kill(udevd, signal.SIGHUP)
+        tie(old["card"], "bind")
+        write(GO, "")
+        switch_on(old["card"], old["name"])
+        os.write(channel, json.dumps({"up": True}).encode() + b"\n")
         os.close(channel)
-        need("systemctl", "try-restart", "--no-block", "systemd-journald.service")
+        tie(old["seed"], "bind")
         if orders["first_boot"]:
             first_boot()
-        remove("/run/virga/renew.py")
+        tidy()
     except Exception as error:  # whatever it is, the host is to hear of it
         if channel is None:
             channel = open_channel()

@@ -85,6 +85,7 @@ pub struct Receipt {
 enum Said {
     Ready(Facts),
     Renewed(Receipt),
+    Up(bool),
     Failed(String),
 }
 
@@ -96,11 +97,12 @@ pub fn await_ready(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn
     match listen(channel, deadline, alive)? {
         Said::Ready(facts) => Ok(facts),
         Said::Failed(why) => Err(Error::failed("the guest cannot be made a template").because(quoted(&why))),
-        Said::Renewed(_) => Err(nonsense()),
+        Said::Renewed(_) | Said::Up(_) => Err(nonsense()),
     }
 }
 
 /// Tells a clone who it is, and waits until it is. The clock goes with it, as late as possible.
+/// Nothing else runs in it before [`go`].
 ///
 /// # Errors
 /// As [`await_ready`].
@@ -123,8 +125,21 @@ pub fn renew(
     channel.write_all(&line).map_err(broken)?;
     match listen(channel, deadline, alive)? {
         Said::Renewed(receipt) => Ok(receipt),
-        Said::Failed(why) => Err(Error::failed("the guest could not be renewed").because(quoted(&why))),
-        Said::Ready(_) => Err(nonsense()),
+        Said::Failed(why) => Err(failed(&why)),
+        Said::Ready(_) | Said::Up(_) => Err(nonsense()),
+    }
+}
+
+/// Lets all run in a renewed clone, and waits until its network card is switched on.
+///
+/// # Errors
+/// As [`await_ready`].
+pub fn go(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<()> {
+    channel.write_all(b"{\"go\": true}\n").map_err(broken)?;
+    match listen(channel, deadline, alive)? {
+        Said::Up(_) => Ok(()),
+        Said::Failed(why) => Err(failed(&why)),
+        Said::Ready(_) | Said::Renewed(_) => Err(nonsense()),
     }
 }
 
@@ -152,6 +167,10 @@ fn listen(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Res
             return Err(nonsense());
         }
     }
+}
+
+fn failed(why: &str) -> Error {
+    Error::failed("the guest could not be renewed").because(quoted(why))
 }
 
 fn nonsense() -> Error {
