@@ -9,7 +9,7 @@ keys, and only then do the others, and the network, run again.
 
 It lives in /run and leaves nothing behind in the clone. Both ways one JSON
 object on one line: out {"ready": …}, in the orders, out {"renewed": …}, in
-{"go": true}, out {"up": true}; or out {"failed": why} at any time.
+{"go": true}, out {"up": {}}; or out {"failed": why} at any time.
 """
 
 import base64
@@ -37,7 +37,8 @@ MS_BIND = 4096
 IFF_UP = 1
 SIOCSIFFLAGS = 0x8914
 
-SSH = ["ssh.service", "sshd.service", "ssh.socket", "sshd.socket"]
+SSH = ["ssh.service", "sshd.service"]
+SSH_SOCKETS = ["ssh.socket", "sshd.socket"]
 NETWORK = ["systemd-networkd.socket", "systemd-networkd.service", "NetworkManager.service", "networking.service"]
 # Whatever configures the card names it by its address.
 NETWORK_FILES = [
@@ -157,12 +158,20 @@ def seed_disk():
     raise RuntimeError("the disk with the seed is not there")
 
 
+def is_active(unit):
+    return call("systemctl", "is-active", unit).strip() == "active"
+
+
+def main_pid(unit):
+    return int(call("systemctl", "show", "--property=MainPID", "--value", unit))
+
+
 def strip():
     """Takes away what makes this guest someone in particular, and what it has logged."""
-    active = [unit for unit in SSH + NETWORK if call("systemctl", "is-active", unit).strip() == "active"]
-    if not set(active) & set(SSH) or not set(active) & set(NETWORK):
+    network = [unit for unit in NETWORK if is_active(unit)]
+    if not network or not any(is_active(unit) for unit in SSH + SSH_SOCKETS):
         raise RuntimeError("no SSH server or no network service that is known here")
-    need("systemctl", "stop", *active)
+    need("systemctl", "stop", *network)
     call("journalctl", "--rotate")
     call("journalctl", "--vacuum-size=1")
     remove(
@@ -179,7 +188,7 @@ def strip():
         # The marks of what ran once stay; what it ran from goes.
         if entry not in ("sem", "boot-finished"):
             remove(os.path.join(instance, entry))
-    return active
+    return network
 
 
 def start_later(units):
@@ -324,7 +333,8 @@ def main():
             "network": mentions(NETWORK_FILES, mac, mac.upper()),
             "cloud": mentions(CLOUD_FILES, hostname, instance_id),
         }
-        udevd = int(call("systemctl", "show", "--property=MainPID", "--value", "systemd-udevd.service"))
+        # Both have read what is written anew in a clone, and read it again on this signal: sshd(8) by executing itself.
+        readers = [main_pid(unit) for unit in SSH + ["systemd-udevd.service"] if is_active(unit)]
         start_later(strip())
         tie(old["card"], "unbind")
         tie(old["seed"], "unbind")
@@ -344,12 +354,12 @@ def main():
         line_from(channel)
         os.kill(-1, signal.SIGCONT)
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        # It has read by what name the card goes before we wrote that anew.
-        os.kill(udevd, signal.SIGHUP)
+        for pid in readers:
+            os.kill(pid, signal.SIGHUP)
         tie(old["card"], "bind")
         write(GO, "")
         switch_on(old["card"], old["name"])
-        os.write(channel, json.dumps({"up": True}).encode() + b"\n")
+        os.write(channel, json.dumps({"up": {}}).encode() + b"\n")
         os.close(channel)
         tie(old["seed"], "bind")
         if orders["first_boot"]:

@@ -1,5 +1,7 @@
 //! What guests there are and how they stand, asked of their backends.
 
+use std::path::Path;
+
 use super::Env;
 use crate::base::plan::DriverKind;
 use crate::base::{Error, GuestName, Result};
@@ -11,6 +13,8 @@ use crate::guest::{self, Entry, Phase, Record};
 pub enum State {
     /// Whole; this is what its backend says.
     Known(Status),
+    /// Saved with its memory: `start` goes on from there.
+    Saved,
     /// Being made, or left half-made by a command that was killed.
     HalfMade,
     /// Its record cannot be read.
@@ -28,6 +32,7 @@ impl State {
             State::Known(Status::Paused) => "paused",
             State::Known(Status::Stopped) => "stopped",
             State::Known(Status::Died) => "died",
+            State::Saved => "saved",
             State::HalfMade => "half-made",
             State::Broken => "broken",
             State::Orphan => "orphan",
@@ -59,8 +64,9 @@ pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
     for entry in guest::list(&env.settings.layout)? {
         listed.push(match entry {
             Entry::Known(record) => {
+                let saved = env.settings.layout.guest_files(record.name()).saved();
                 let driver = drivers.iter().find(|(kind, _)| *kind == record.driver);
-                known(driver.map(|(_, driver)| driver.as_ref()), *record)?
+                known(driver.map(|(_, driver)| driver.as_ref()), *record, &saved)?
             }
             Entry::Broken(name, error) => {
                 let state = if error.is_some() { State::Broken } else { State::HalfMade };
@@ -79,7 +85,7 @@ pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-fn known(driver: Option<&dyn Driver>, record: Record) -> Result<Listed> {
+fn known(driver: Option<&dyn Driver>, record: Record, saved: &Path) -> Result<Listed> {
     let name = record.name().clone();
     let Some(driver) = driver.filter(|_| record.phase == Phase::Ready) else {
         return Ok(Listed { name, state: State::HalfMade, record: Some(record), endpoint: None });
@@ -90,7 +96,8 @@ fn known(driver: Option<&dyn Driver>, record: Record) -> Result<Listed> {
         _ if !status.is_alive() => None,
         _ => driver.endpoint(&record.plan).unwrap_or_default(),
     };
-    Ok(Listed { name, state: State::Known(status), record: Some(record), endpoint })
+    let state = if !status.is_alive() && saved.exists() { State::Saved } else { State::Known(status) };
+    Ok(Listed { name, state, record: Some(record), endpoint })
 }
 
 /// Where one running guest's SSH is.

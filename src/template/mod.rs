@@ -211,5 +211,3 @@ pub fn sweep(layout: &Layout, dry_run: bool) -> Result<usize> {
     Ok(swept)
 }
 
-#[cfg(test)]
-mod tests;

@@ -85,9 +85,13 @@ pub struct Receipt {
 enum Said {
     Ready(Facts),
     Renewed(Receipt),
-    Up(bool),
+    Up(Nothing),
     Failed(String),
 }
+
+/// The value of a message that says all by its name.
+#[derive(Deserialize)]
+struct Nothing {}
 
 /// Waits until the guest is fit to be saved.
 ///

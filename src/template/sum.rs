@@ -1,7 +1,7 @@
 //! Digests of large files with holes, by all processors at once.
 //!
 //! The digest of a file is the SHA-256 of its length and of the SHA-256 of each
-//! piece of 4 MiB. Holes count as the zeros that they are, and are not read.
+//! piece of 1 MiB. Holes count as the zeros that they are, and are not read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::base::name::hex;
 use crate::base::{Error, Result, fs};
 
-const PIECE: u64 = 4 << 20;
+const PIECE: u64 = 1 << 20;
 const PAGE: usize = 4096;
 
 /// The digest of a file, in hexadecimal.
@@ -23,10 +23,11 @@ const PAGE: usize = 4096;
 /// When it cannot be read.
 pub fn sum(path: &Path) -> Result<String> {
     let (file, length) = open(path)?;
-    let pieces = each_piece(length, |at, size| {
-        let mut bytes = vec![0; size];
-        if has_data(&file, at, size as u64) {
-            file.read_exact_at(&mut bytes, at).map_err(|error| fs::explain(error, "reading", path))?;
+    let pieces = each_piece(length, |at, bytes| {
+        if has_data(&file, at, bytes.len() as u64) {
+            file.read_exact_at(bytes, at).map_err(|error| fs::explain(error, "reading", path))?;
+        } else {
+            bytes.fill(0);
         }
         Ok(Sha256::digest(&bytes))
     })?;
@@ -44,13 +45,12 @@ pub fn sum(path: &Path) -> Result<String> {
 pub fn dig_holes(path: &Path) -> Result<()> {
     let (_, length) = open(path)?;
     let file = File::options().read(true).write(true).open(path).map_err(|e| fs::explain(e, "opening", path))?;
-    each_piece(length, |at, size| {
-        if !has_data(&file, at, size as u64) {
+    each_piece(length, |at, bytes| {
+        if !has_data(&file, at, bytes.len() as u64) {
             return Ok(());
         }
-        let mut bytes = vec![0; size];
-        file.read_exact_at(&mut bytes, at).map_err(|error| fs::explain(error, "reading", path))?;
-        for (from, to) in zeros(&bytes) {
+        file.read_exact_at(bytes, at).map_err(|error| fs::explain(error, "reading", path))?;
+        for (from, to) in zeros(bytes) {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // A file system that cannot: then it stays as it is.
             if fallocate(&file, flags, at + from as u64, (to - from) as u64).is_err() {
@@ -88,17 +88,17 @@ fn has_data(file: &File, at: u64, size: u64) -> bool {
     seek(file, SeekFrom::Data(at)).map_or_else(|error| error != rustix::io::Errno::NXIO, |data| data < at + size)
 }
 
-fn each_piece<T: Send>(length: u64, work: impl Fn(u64, usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+fn each_piece<T: Send>(length: u64, work: impl Fn(u64, &mut [u8]) -> Result<T> + Sync) -> Result<Vec<T>> {
     let next = AtomicU64::new(0);
     let worker = || -> Result<Vec<(u64, T)>> {
-        let mut done = Vec::new();
+        let (mut done, mut room) = (Vec::new(), vec![0; PIECE as usize]);
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed) * PIECE;
             if at >= length {
                 return Ok(done);
             }
-            let size = usize::try_from(PIECE.min(length - at)).unwrap_or(usize::MAX);
-            done.push((at, work(at, size)?));
+            let size = PIECE.min(length - at) as usize;
+            done.push((at, work(at, &mut room[..size])?));
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

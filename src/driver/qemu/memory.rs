@@ -71,9 +71,13 @@ pub(super) fn load(socket: &Path, from: &Saved) -> Result<()> {
 }
 
 fn prepare(qmp: &mut Qmp, saved: &Saved) -> Result<()> {
-    let capability = if saved.memory.is_some() { "x-ignore-shared" } else { "mapped-ram" };
-    let wanted = json!({"capabilities": [{"capability": capability, "state": true}]});
-    qmp.command("migrate-set-capabilities", wanted).map_err(|error| {
+    let set = |name: &str, state: bool| json!({"capability": name, "state": state});
+    let wanted = match saved.memory {
+        Some(_) => json!([set("x-ignore-shared", true)]),
+        // A clone was loaded with the other one.
+        None => json!([set("x-ignore-shared", false), set("mapped-ram", true)]),
+    };
+    qmp.command("migrate-set-capabilities", json!({"capabilities": wanted})).map_err(|error| {
         Error::new(Kind::Unsupported, "this QEMU cannot save machines to files")
             .because(error)
             .hint("saving a guest needs QEMU 9.0, templates need 8.2")
