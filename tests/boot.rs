@@ -6,28 +6,10 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use support::{Home, Mirror, names, os_release, run, sha256, text, wait_for, write};
-
-/// The Debian image, made by `tests/image/build` (cached; `make test` makes it first).
-fn image() -> &'static PathBuf {
-    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image/build");
-        PathBuf::from(run(script, [] as [&str; 0]).trim())
-    })
-}
-
-/// Emulated always: the same on every machine, and KVM may be there without working.
-const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"];
-
-fn in_guest(home: &Home, name: &str, command: &str) -> String {
-    home.ok(["ssh", name, "--", command])
-}
+use support::{Home, Mirror, SMALL, image, in_guest, names, os_release, run, sha256, text, wait_for, write};
 
 /// A signed stream → sync → create → wait → ssh → stop → start → destroy.
 #[test]

@@ -188,18 +188,22 @@ fn changed(env: Env<'_>, key: &Key) -> Result<Option<String>> {
     Ok((key.recipe != recipe(&key.user)?).then(|| "this virga prepares templates in another way".into()))
 }
 
-/// Tells why a template of this image that is there cannot be used, if there is one.
-pub(super) fn explain_absence(env: Env<'_>, key: &Key) -> Result<()> {
+/// Fails when there is a template of this image for this machine, but saved under other circumstances.
+///
+/// # Errors
+/// [`Kind::Refused`] with what has changed.
+pub(super) fn refuse_outdated(env: Env<'_>, key: &Key) -> Result<()> {
     for (id, template) in store::list(&env.settings.layout)? {
         let Ok(template) = template else { continue };
         let other = &template.record.key;
         let same = other.image == key.image
-            && (other.memory, other.cpus, other.disk, other.driver) == (key.memory, key.cpus, key.disk, key.driver);
-        if same
-            && let Some((name, then)) = other.backend.iter().find(|(name, then)| key.backend.get(*name) != Some(then))
-        {
+            && (other.memory, other.cpus, other.disk, other.driver) == (key.memory, key.cpus, key.disk, key.driver)
+            && other.backend.get("accelerator") == key.backend.get("accelerator");
+        let changed = other.backend.iter().find(|(name, then)| key.backend.get(*name) != Some(then));
+        if same && let Some((name, then)) = changed {
             let now = key.backend.get(name).map_or("nothing", String::as_str);
-            env.reporter.warn(&format!("template {id} cannot be used: {name} was '{then}' and is '{now}'"));
+            return Err(Error::refused(format!("template {id} cannot be used: {name} was '{then}' and is '{now}'"))
+                .hint(format!("make a new one: virga template remove {id}; virga template create ...")));
         }
     }
     Ok(())

@@ -49,7 +49,7 @@ fn usable(job: &Job<'_>) -> Result<Template> {
             Ok(template)
         }
         Ok(None) => {
-            template::explain_absence(job.env, &key)?;
+            template::refuse_outdated(job.env, &key)?;
             template::make(job.env, job.machine, job.base)
         }
         Err(error) => Err(error),
@@ -58,7 +58,8 @@ fn usable(job: &Job<'_>) -> Result<Template> {
 
 /// Says why the start will be a cold one.
 pub(super) fn give_up(env: Env<'_>, error: &Error) {
-    env.reporter.warn(&format!("no warm start, starting cold: {}", error.causes().join(": ")));
+    let words: Vec<String> = std::iter::once(error.to_string()).chain(error.causes()).collect();
+    env.reporter.warn(&format!("no warm start, starting cold: {}", words.join(": ")));
     for hint in error.hints() {
         env.reporter.note(&format!("hint: {hint}"));
     }

@@ -210,4 +210,3 @@ pub fn sweep(layout: &Layout, dry_run: bool) -> Result<usize> {
     }
     Ok(swept)
 }
-

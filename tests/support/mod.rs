@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The program under test.
@@ -246,4 +247,22 @@ pub fn write(path: &Path, content: &str) {
 pub fn skip(reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "{reason}");
     eprintln!("skipped: {reason}");
+}
+
+/// The Debian image, made by `tests/image/build` (cached; `make test` makes it first).
+pub fn image() -> &'static PathBuf {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image/build");
+        PathBuf::from(run(script, [] as [&str; 0]).trim())
+    })
+}
+
+/// Emulated always: the same on every machine, and KVM may be there without working.
+pub const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"];
+
+/// Runs a command in a guest; returns what it says.
+#[track_caller]
+pub fn in_guest(home: &Home, name: &str, command: &str) -> String {
+    home.ok(["ssh", name, "--", command])
 }

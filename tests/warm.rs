@@ -1,0 +1,223 @@
+//! Warm starts with real guests: what clones of one template share and what
+//! they must not, and which templates are refused.
+
+#![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use support::{Home, SMALL, image, in_guest, names, run, sha256, text, write};
+
+/// What a clone is asked, one line an answer. The last one: the remainder of a TCP sequence number
+/// once the clock is taken off (`net/core/secure_seq.c` adds one for every 64 ns), before and after.
+const QUESTIONS: &str = r#"
+hostname
+cat /etc/machine-id /proc/sys/kernel/random/boot_id
+cat /var/lib/cloud/data/instance-id
+cat /sys/class/net/e*/address
+cut -d" " -f2 /etc/ssh/ssh_host_ed25519_key.pub
+rm -f /tmp/k; ssh-keygen -q -t ed25519 -N "" -f /tmp/k; cut -d" " -f2 /tmp/k.pub
+date +%s.%N
+sudo python3 -c '
+import socket, struct, time
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+raw.bind(("lo", 0))
+tcp = socket.socket()
+tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+tcp.bind(("127.0.0.1", 40001))
+before = time.time_ns() >> 6
+tcp.connect(("127.0.0.1", 22))
+after = time.time_ns() >> 6
+while True:
+    packet = raw.recv(2048)
+    if packet[23] == 6 and packet[34:36] == struct.pack(">H", 40001) and packet[47] & 2:
+        break
+number = struct.unpack(">I", packet[38:42])[0]
+print((number - after) % 2**32, (number - before) % 2**32)
+'
+"#;
+
+struct Clone {
+    answers: Vec<String>,
+    vmgenid: String,
+    drawn: String,
+}
+
+fn warm(home: &Home, name: &str) -> String {
+    let args = ["-v", "create", name, "--warm", "--image", image().to_str().unwrap()];
+    let output = home.output(args.into_iter().chain(SMALL));
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    stderr
+}
+
+/// QEMU's own word for the generation id that the guest is shown.
+fn vmgenid(home: &Home, name: &str) -> String {
+    let record = std::fs::read(home.state().join("guests").join(name).join("guest.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let socket = Path::new(record["plan"]["runtime"].as_str().unwrap()).join("qmp");
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    for command in ["qmp_capabilities", "query-vm-generation-id"] {
+        writeln!(stream, "{{\"execute\": \"{command}\", \"id\": 1}}").unwrap();
+    }
+    lines.find_map(|line| Some(line.unwrap().split_once("\"guid\": \"")?.1.split('"').next()?.to_owned())).unwrap()
+}
+
+fn files(folder: &Path) -> BTreeMap<String, String> {
+    names(folder).into_iter().map(|name| (name.clone(), sha256(&folder.join(name)))).collect()
+}
+
+fn template_folder(home: &Home) -> PathBuf {
+    let listed = home.json(["template", "list"]);
+    PathBuf::from(listed[0]["folder"].as_str().unwrap())
+}
+
+#[test]
+fn clones_are_machines_of_their_own_and_bad_templates_are_refused() {
+    let home = Home::with_key();
+    let args = ["template", "create", "--image", image().to_str().unwrap()];
+    let id = home.ok(args.into_iter().chain(SMALL));
+    assert_eq!(names(&home.state().join("guests")), Vec::<String>::new(), "the guest that it was made of is left");
+    let folder = template_folder(&home);
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&folder), 0o700);
+    assert!(names(&folder).iter().all(|name| mode(&folder.join(name)) == 0o600));
+    let before = files(&folder);
+
+    let clones: Vec<Clone> = ["one", "two", "three", "four", "five"].map(|name| clone_of(&home, name)).into();
+    all_differ(&clones);
+    assert_eq!(files(&folder), before, "a clone changed the template");
+    home.ok(["destroy", "one"]);
+    assert_eq!(in_guest(&home, "two", "hostname"), "two\n");
+    let error = home.fails(1, ["template", "remove", id.trim()]);
+    assert!(error.contains("five"), "its clones are not named: {error}");
+    saved_and_restored(&home);
+    home.ok(["destroy", "two", "three", "four", "five"]);
+
+    user_data_runs_in_a_clone(&home);
+    damaged_files_are_refused(&home, &folder);
+    another_qemu_is_refused(&home);
+    home.ok(["template", "remove", id.trim()]);
+    assert_eq!(home.json(["template", "list"]), serde_json::json!([]));
+    home.assert_nothing_left();
+}
+
+fn clone_of(home: &Home, name: &str) -> Clone {
+    let said = warm(home, name);
+    let drawn = said.split("drawn=\"").nth(1).unwrap_or_else(|| panic!("no warm start: {said}"));
+    home.ok(["wait", name, "--timeout", "1m"]);
+    let answers: Vec<String> = in_guest(home, name, QUESTIONS).lines().map(str::to_owned).collect();
+    let clock: f64 = answers[7].parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    // The answer took a moment to come: at most a second of clock and what is asked after it.
+    assert!((now - clock).abs() < 2.0, "the clock is off: {clock} against {now}");
+    assert_eq!(answers[0], name);
+    Clone { answers, vmgenid: vmgenid(home, name), drawn: drawn.split('"').next().unwrap().to_owned() }
+}
+
+fn all_differ(clones: &[Clone]) {
+    for (number, one) in clones.iter().enumerate() {
+        for other in &clones[..number] {
+            let same = one.answers.iter().zip(&other.answers).find(|(a, b)| a == b);
+            assert_eq!(same, None, "two clones share it");
+            assert_ne!(one.vmgenid, other.vmgenid);
+            assert_ne!(one.drawn, other.drawn, "the same random bytes after the resume");
+            let range = |clone: &Clone| {
+                let (low, high) = clone.answers[8].split_once(' ').unwrap();
+                (low.parse::<u64>().unwrap(), high.parse::<u64>().unwrap())
+            };
+            let (a, b) = (range(one), range(other));
+            assert!(a.1 < b.0 || b.1 < a.0, "the sequence numbers come from one secret: {a:?} {b:?}");
+        }
+    }
+}
+
+fn saved_and_restored(home: &Home) {
+    let ask = "cat /proc/sys/kernel/random/boot_id";
+    in_guest(home, "two", "echo here >/dev/shm/note");
+    let before = in_guest(home, "two", ask);
+    home.ok(["save", "two"]);
+    home.ok(["save", "two"]);
+    let listed = home.json(["list"]);
+    assert!(listed.as_array().unwrap().iter().any(|guest| guest["name"] == "two" && guest["state"] == "saved"));
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    home.ok(["start", "two"]);
+    assert_eq!(in_guest(home, "two", &format!("{ask}; cat /dev/shm/note")), format!("{before}here\n"));
+    let clock: f64 = in_guest(home, "two", "date +%s.%N").trim().parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!((now - clock).abs() < 1.5, "the clock stands where it was saved: {clock} against {now}");
+    assert_eq!(names(&home.state().join("guests/two")).iter().filter(|name| name.starts_with("saved")).count(), 0);
+}
+
+fn user_data_runs_in_a_clone(home: &Home) {
+    write(&home.path("ud"), "#cloud-config\nwrite_files:\n- path: /etc/mine\n  content: here\n");
+    write(&home.path("late"), "#cloud-config\nbootcmd: [[touch, /early]]\n");
+    let ud = home.path("ud");
+    let more = ["--user-data", ud.to_str().unwrap(), "--wait", "--timeout", "3m"];
+    let args = ["-v", "create", "data", "--warm", "--image", image().to_str().unwrap()];
+    let output = home.output(args.into_iter().chain(SMALL).chain(more));
+    assert!(text(&output.stderr).contains("renewed") && output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(in_guest(home, "data", "hostname; cat /etc/mine"), "data\nhere");
+    home.ok(["destroy", "data"]);
+    let late = home.path("late");
+    let args =
+        ["create", "late", "--warm", "--image", image().to_str().unwrap(), "--user-data", late.to_str().unwrap()];
+    let output = home.output(args.into_iter().chain(SMALL));
+    assert!(text(&output.stderr).contains("starting cold") && text(&output.stderr).contains("bootcmd"));
+    home.ok(["destroy", "late"]);
+}
+
+/// A start that must be a cold one, and says why.
+fn cold(home: &Home, why: &str) {
+    let said = warm(home, "cold");
+    assert!(!said.contains("renewed") && said.contains(why), "{said}");
+    home.ok(["destroy", "cold"]);
+}
+
+fn damaged_files_are_refused(home: &Home, folder: &Path) {
+    for name in ["memory", "disk.qcow2", "state"] {
+        let path = folder.join(name);
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        let at = file.metadata().unwrap().len() / 2;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        let error = home.fails(5, ["template", "verify"]);
+        assert!(error.contains(name), "{error}");
+        cold(home, "is not what was saved");
+        file.write_all_at(&byte, at).unwrap();
+    }
+    let record = folder.join("template.json");
+    let good = std::fs::read_to_string(&record).unwrap();
+    write(&record, &good.replace("\"cpus\": 2", "\"cpus\": 3"));
+    home.fails(5, ["template", "verify"]);
+    cold(home, "is that of another");
+    write(&record, &good);
+    home.ok(["template", "verify"]);
+}
+
+fn another_qemu_is_refused(home: &Home) {
+    let real = run("sh", ["-c", "command -v qemu-system-x86_64"]);
+    let wrapper = home.path("bin/qemu-system-x86_64");
+    std::fs::create_dir(home.path("bin")).unwrap();
+    write(
+        &wrapper,
+        &format!(
+            "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo 'QEMU emulator version 99'; exit; }}\nexec {} \"$@\"\n",
+            real.trim()
+        ),
+    );
+    run("chmod", ["755", wrapper.to_str().unwrap()]);
+    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+    let args = ["create", "cold", "--warm", "--image", image().to_str().unwrap()];
+    let output = home.virga(args.into_iter().chain(SMALL)).env("PATH", path).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("qemu was") && said.contains("version 99"), "{said}");
+    home.ok(["destroy", "cold"]);
+}
