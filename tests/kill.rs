@@ -174,7 +174,8 @@ fn kills_leave_a_mirror_that_clients_can_use(#[case] how: &[&str]) {
             check(seed);
         }
     }
-    assert!(hits > 8, "only {hits} kills hit a run that was at work");
+    // A run that finds its items there is short: later kills of a round may come too late.
+    assert!(hits >= 4, "only {hits} kills hit a run that was at work");
     home.ok(&args);
     check(0);
     assert_eq!(finals(&copy, &announced).len(), ITEMS);
