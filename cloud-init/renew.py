@@ -5,11 +5,11 @@ Runs in a guest that is to become a template, from the end of its first boot
 on. It strips the guest of identity, stops every other process, says so on the
 channel to the host, and is saved as it waits for orders there. In each clone it
 goes on from that point: first the random pool, then the clock, then names and
-keys, and only then do the others, and the network, run again.
+keys, then the network card, and only then do the others run again.
 
 It lives in /run and leaves nothing behind in the clone. Both ways one JSON
 object on one line: out {"ready": …}, in the orders, out {"renewed": …}, in
-{"go": true}, out {"up": {}}; or out {"failed": why} at any time.
+{"go": true}; or out {"failed": why} at any time.
 """
 
 import base64
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -35,20 +36,24 @@ RNDRESEEDCRNG = 0x5207
 MS_BIND = 4096
 # linux/if.h, linux/sockios.h
 IFF_UP = 1
+SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
+SIOCSIFNAME = 0x8923
 
 SSH = ["ssh.service", "sshd.service"]
 SSH_SOCKETS = ["ssh.socket", "sshd.socket"]
-NETWORK = ["systemd-networkd.socket", "systemd-networkd.service", "NetworkManager.service", "networking.service"]
+NETWORK = "systemd-networkd.service"
+NETWORK_SOCKET = "systemd-networkd.socket"
 # Whatever configures the card names it by its address.
 NETWORK_FILES = [
     "/etc/netplan/*", "/run/netplan/*", "/etc/systemd/network/*", "/run/systemd/network/*",
-    "/etc/network/interfaces", "/etc/network/interfaces.d/*", "/etc/sysconfig/network-scripts/ifcfg-*",
-    "/etc/NetworkManager/system-connections/*", "/run/NetworkManager/system-connections/*",
     "/etc/udev/rules.d/*persistent-net*", "/run/udev/rules.d/*",
 ]
-UNITS = "/run/systemd/system"
-GO = "/run/virga/go"
+# For udev's time without files that name the clone's card.
+LINK = "/run/systemd/network/00-virga.link"
+HELD = "/run/systemd/system/%s.d" % NETWORK
+HOLD = "/run/virga/hold"
+JOURNALS = ["/var/log/journal/", "/run/log/journal/"]
 CLOUD = "/var/lib/cloud"
 RUN = "/run/cloud-init"
 CLOUD_FILES = [CLOUD + "/data/*", RUN + "/.instance-id", RUN + "/*.json", RUN + "/cloud.cfg"]
@@ -168,10 +173,9 @@ def main_pid(unit):
 
 def strip():
     """Takes away what makes this guest someone in particular, and what it has logged."""
-    network = [unit for unit in NETWORK if is_active(unit)]
-    if not network or not any(is_active(unit) for unit in SSH + SSH_SOCKETS):
-        raise RuntimeError("no SSH server or no network service that is known here")
-    need("systemctl", "stop", *network)
+    if not is_active(NETWORK) or not any(is_active(unit) for unit in SSH + SSH_SOCKETS):
+        raise RuntimeError("no SSH server that is known here, or a network that is not systemd-networkd's")
+    need("systemctl", "stop", NETWORK_SOCKET, NETWORK)
     call("journalctl", "--rotate")
     call("journalctl", "--vacuum-size=1")
     remove(
@@ -188,25 +192,39 @@ def strip():
         # The marks of what ran once stay; what it ran from goes.
         if entry not in ("sem", "boot-finished"):
             remove(os.path.join(instance, entry))
-    return network
 
 
-def start_later(units):
-    """Has PID 1 start these as soon as GO is there: asking it through systemctl takes the clone longer than all else."""
-    os.makedirs(UNITS, exist_ok=True)
-    write(UNITS + "/virga-go.target", "[Unit]\nWants=%s\n" % " ".join(units))
-    write(UNITS + "/virga-go.path", "[Path]\nPathExists=%s\nUnit=virga-go.target\n" % GO)
+def hold_network():
+    """Has PID 1 start the network service up to the last step, its program; a byte into the pipe that comes back lets
+    it go on. What comes before that (its sandbox) takes longer than all else in a clone."""
+    argv = re.search(r"argv\[\]=(.*?) ;", call("systemctl", "show", "--property=ExecStart", NETWORK)).group(1)
+    os.mkfifo(HOLD)
+    os.chmod(HOLD, 0o644)
+    os.makedirs(HELD)
+    line = "ExecStart=!!/bin/sh -c 'read go <%s; exec %s'" % (HOLD, argv)
+    write(HELD + "/virga.conf", "[Service]\nExecStart=\n%s\n" % line)
     need("systemctl", "daemon-reload")
-    need("systemctl", "start", "virga-go.path")
+    need("systemctl", "start", "--no-block", NETWORK)
+    for _ in range(500):
+        try:
+            # Fails until somebody reads.
+            return os.open(HOLD, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.02)
+    raise RuntimeError("the network service cannot be held")
+
+
+def keep_name(name):
+    """udev has read the files that name the old card, and looks for new ones only now and then."""
+    write(LINK, "[Match]\nDriver=virtio_net\n[Link]\nName=%s\nMACAddressPolicy=none\n" % name)
+    need("udevadm", "control", "--reload")
 
 
 def tidy():
-    """Nothing of ours stays; not at once, for the clone has better things to do."""
-    time.sleep(5)
-    call("systemctl", "stop", "virga-go.path", "virga-go.target")
-    remove(UNITS + "/virga-go.*", GO, "/run/virga/renew.py")
+    """Nothing of ours stays."""
+    remove(HELD, HOLD, "/run/virga/renew.py")
     call("systemctl", "daemon-reload")
-    # It writes under the machine-id that it began with.
+    # It knows the machine-id that it began with.
     call("systemctl", "try-restart", "systemd-journald.service")
 
 
@@ -259,7 +277,11 @@ def become(orders, old):
         write(path, key["private"], 0o600)
         write(path + ".pub", key["public"].rstrip() + "\n")
     authorize(orders["user"], orders["authorized_keys"])
+    for folder in JOURNALS:
+        if os.path.isdir(folder + old["machine"]):
+            os.rename(folder + old["machine"], folder + orders["machine_id"])
     instance(orders, old)
+    remove(LINK)
     rewrite(old["network"], [(old["mac"], orders["mac"]), (old["mac"].upper(), orders["mac"].upper())])
 
 
@@ -289,22 +311,18 @@ def instance(orders, old):
     write(CLOUD + "/data/previous-instance-id", orders["instance"] + "\n")
 
 
-def switch_on(device, name):
-    """Switches the card on, unless it is yet to be renamed: then the network service does it. A cable that is
-    plugged in after that is seen at once, and one that was there before a second later (the kernel's link watch)."""
-    for _ in range(1000):
-        for path in glob.glob("/sys/bus/pci/devices/%s/virtio*/net/*" % device):
-            flags = int(read(path + "/flags"), 16)
-            if os.path.basename(path) == name:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-                    request = struct.pack("16sH14x", name.encode(), (flags | IFF_UP) & 0xFFFF)
-                    fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
-                return
-            if flags & IFF_UP:
-                # It says so a moment before it is so.
-                time.sleep(0.03)
-                return
-        time.sleep(0.005)
+def network_card(device, name):
+    """Gives the card back under its name, switched on: a cable that is plugged in after that is seen at once, and one
+    that was there before a second later (the kernel's link watch)."""
+    tie(device, "bind")
+    (path,) = glob.glob("/sys/bus/pci/devices/%s/virtio*/net/*" % device)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        now = os.path.basename(path)
+        if now != name:
+            fcntl.ioctl(any_socket, SIOCSIFNAME, struct.pack("16s16s8x", now.encode(), name.encode()))
+        request = struct.pack("16s24x", name.encode())
+        (flags,) = struct.unpack_from("H", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request), 16)
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), flags | IFF_UP))
 
 
 def first_boot():
@@ -325,6 +343,7 @@ def main():
         old = {
             "card": device,
             "name": name,
+            "machine": read("/etc/machine-id").strip(),
             "mac": mac,
             "hostname": hostname,
             "instance": instance_id,
@@ -333,12 +352,15 @@ def main():
             "network": mentions(NETWORK_FILES, mac, mac.upper()),
             "cloud": mentions(CLOUD_FILES, hostname, instance_id),
         }
-        # Both have read what is written anew in a clone, and read it again on this signal: sshd(8) by executing itself.
+        # It has read what is written anew in a clone, and reads it again on this signal by executing itself (sshd(8)).
         readers = [main_pid(unit) for unit in SSH + ["systemd-udevd.service"] if is_active(unit)]
-        start_later(strip())
+        readers = [main_pid(unit) for unit in SSH if is_active(unit)]
+        strip()
         tie(old["card"], "unbind")
         tie(old["seed"], "unbind")
+        keep_name(name)
         call("udevadm", "settle")
+        held = hold_network()
         ready = {"kernel": os.uname().release, "tcp": tcp_used()}
         os.sync()
         # When this guest runs again, in a clone, nobody runs before us (but PID 1, which sleeps).
@@ -350,17 +372,20 @@ def main():
         drawn = reseed(base64.b64decode(orders["entropy"]))
         time.clock_settime(time.CLOCK_REALTIME, orders["time"])
         become(orders, old)
+        network_card(old["card"], name)
         os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
+
         line_from(channel)
-        os.kill(-1, signal.SIGCONT)
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.close(channel)
+        os.write(held, b"\n")
+        os.close(held)
         for pid in readers:
             os.kill(pid, signal.SIGHUP)
-        tie(old["card"], "bind")
-        write(GO, "")
-        switch_on(old["card"], old["name"])
-        os.write(channel, json.dumps({"up": {}}).encode() + b"\n")
-        os.close(channel)
+        os.kill(-1, signal.SIGCONT)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if not orders["first_boot"]:
+            # The clone has better things to do at first.
+            time.sleep(5)
         tie(old["seed"], "bind")
         if orders["first_boot"]:
             first_boot()

@@ -115,9 +115,9 @@ pub(super) fn start(
         false => Err(Error::failed("the guest ended while it was renewed")),
     };
     let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive)?;
-    renewal::go(&mut channel, &deadline, &alive)?;
     // Nobody reached it before, nor it anybody.
     driver.connect(&record.plan)?;
+    renewal::go(&mut channel)?;
     tracing::debug!(guest = %record.name(), drawn = receipt.drawn, took = ?deadline.elapsed(), "renewed");
     Ok(())
 }

@@ -18,5 +18,6 @@ pub mod ready;
 pub mod session;
 
 mod agent;
+mod relay;
 #[cfg(test)]
 mod testing;

@@ -43,6 +43,17 @@ const PREAMBLE_LIMIT: usize = 8 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Banner(pub String);
 
+/// A connection to a server that has said who it is.
+#[derive(Debug)]
+pub struct Answered {
+    /// Its version line.
+    pub banner: Banner,
+    /// All that was read from it.
+    pub received: Vec<u8>,
+    /// The connection; does not block.
+    pub stream: TcpStream,
+}
+
 /// What the last attempts came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Answer {
@@ -77,7 +88,8 @@ impl fmt::Display for Answer {
 /// [`crate::base::Kind::TimedOut`] with the last [`Answer`], [`crate::base::Kind::Interrupted`] on Ctrl-C.
 pub fn banner(addr: SocketAddr, deadline: &Deadline) -> Result<Banner> {
     let mut prober = Prober::new(addr);
-    poll::until(deadline, TICK, || prober.tick())?.ok_or_else(|| {
+    let answered = poll::until(deadline, TICK, || prober.tick())?;
+    answered.map(|answered| answered.banner).ok_or_else(|| {
         let limit = humantime::format_duration(deadline.limit());
         Error::timed_out(format!("no SSH server answered at {addr} within {limit}"))
             .because(prober.answer().to_string())
@@ -130,13 +142,18 @@ impl Prober {
     ///
     /// # Errors
     /// When the system gives no socket.
-    pub fn tick(&mut self) -> Result<Option<Banner>> {
+    pub fn tick(&mut self) -> Result<Option<Answered>> {
         let now = Instant::now();
         let mut index = 0;
         while index < self.open.len() {
             match self.open[index].look() {
                 Fate::Pending => index += 1,
-                Fate::Answered(banner) => return Ok(Some(banner)),
+                Fate::Answered(banner) => {
+                    let Attempt { stream, received, .. } = self.open.remove(index);
+                    // From here on it is a connection like any other.
+                    sockopt::set_socket_linger(&stream, None).context(|| "setting up a socket".into())?;
+                    return Ok(Some(Answered { banner, received, stream }));
+                }
                 Fate::Ended(answer) => {
                     self.open.remove(index);
                     // On loopback a refusal comes from the host: QEMU does not listen yet.

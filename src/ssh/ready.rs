@@ -10,7 +10,8 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use super::cloud_init::{self, End, Outcome, Report};
-use super::probe::{Prober, TICK};
+use super::probe::{Answered, Prober, TICK};
+use super::relay;
 use super::session::{Login, SshTarget, Style, Tty, need_ssh, shell_word, ssh_command};
 use crate::base::cmd::{Output, Running, last_words};
 use crate::base::name::quoted;
@@ -151,11 +152,11 @@ impl<'a> Waiter<'a> {
         self.tell("the guest's address");
         let addr = self.until(STEP, || (self.request.endpoint)())?;
         let outcome = loop {
-            self.banner(addr)?;
+            let answered = self.answer(addr)?;
             if self.request.goal == Goal::Boot {
                 break None;
             }
-            if let Some(outcome) = self.log_in(&self.request.login.at(addr))? {
+            if let Some(outcome) = self.log_in(relay::offer(answered)?, addr)? {
                 break outcome;
             }
         };
@@ -205,29 +206,31 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    fn banner(&mut self, addr: SocketAddr) -> Result<()> {
+    fn answer(&mut self, addr: SocketAddr) -> Result<Answered> {
         self.tell("the SSH server");
         let mut prober = Prober::new(addr);
-        if self.watch(TICK, || prober.tick())?.is_none() {
+        let Some(answered) = self.watch(TICK, || prober.tick())? else {
             self.last.get_or_insert(prober.answer().to_string());
             return Err(self.timed_out());
-        }
+        };
         self.reach(Goal::Boot);
-        Ok(())
+        Ok(answered)
     }
 
-    /// Logs in, again and again while that is refused. `None` when the session
-    /// broke off: then the server is to be probed again.
-    fn log_in(&mut self, target: &SshTarget) -> Result<Option<Option<Outcome>>> {
+    /// Logs in, over the connection that was answered first, again and again while
+    /// that is refused. `None` when the session broke off: then the server is to be probed again.
+    fn log_in(&mut self, first: SocketAddr, addr: SocketAddr) -> Result<Option<Option<Outcome>>> {
         let mut pause = LOST_PAUSE;
+        let mut target = self.request.login.at(first);
         loop {
             self.tell("a login");
-            match self.session(target)? {
+            match self.session(&target)? {
                 Session::Ready(outcome) => return Ok(Some(outcome)),
                 Session::Denied => {
                     self.denied = true;
                     self.pause(pause)?;
                     pause = (pause * 2).min(AUTH_PAUSE);
+                    target = self.request.login.at(addr);
                 }
                 Session::Lost => {
                     self.lost_pause = (self.lost_pause * 2).min(LOST_PAUSE);

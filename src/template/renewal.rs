@@ -85,13 +85,8 @@ pub struct Receipt {
 enum Said {
     Ready(Facts),
     Renewed(Receipt),
-    Up(Nothing),
     Failed(String),
 }
-
-/// The value of a message that says all by its name.
-#[derive(Deserialize)]
-struct Nothing {}
 
 /// Waits until the guest is fit to be saved.
 ///
@@ -101,7 +96,7 @@ pub fn await_ready(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn
     match listen(channel, deadline, alive)? {
         Said::Ready(facts) => Ok(facts),
         Said::Failed(why) => Err(Error::failed("the guest cannot be made a template").because(quoted(&why))),
-        Said::Renewed(_) | Said::Up(_) => Err(nonsense()),
+        Said::Renewed(_) => Err(nonsense()),
     }
 }
 
@@ -129,22 +124,17 @@ pub fn renew(
     channel.write_all(&line).map_err(broken)?;
     match listen(channel, deadline, alive)? {
         Said::Renewed(receipt) => Ok(receipt),
-        Said::Failed(why) => Err(failed(&why)),
-        Said::Ready(_) | Said::Up(_) => Err(nonsense()),
+        Said::Failed(why) => Err(Error::failed("the guest could not be renewed").because(quoted(&why))),
+        Said::Ready(_) => Err(nonsense()),
     }
 }
 
-/// Lets all run in a renewed clone, and waits until its network card is switched on.
+/// Lets all others run in a renewed clone.
 ///
 /// # Errors
-/// As [`await_ready`].
-pub fn go(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<()> {
-    channel.write_all(b"{\"go\": true}\n").map_err(broken)?;
-    match listen(channel, deadline, alive)? {
-        Said::Up(_) => Ok(()),
-        Said::Failed(why) => Err(failed(&why)),
-        Said::Ready(_) | Said::Renewed(_) => Err(nonsense()),
-    }
+/// When the guest is gone.
+pub fn go(channel: &mut UnixStream) -> Result<()> {
+    channel.write_all(b"{\"go\": true}\n").map_err(broken)
 }
 
 fn listen(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<Said> {
@@ -171,10 +161,6 @@ fn listen(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Res
             return Err(nonsense());
         }
     }
-}
-
-fn failed(why: &str) -> Error {
-    Error::failed("the guest could not be renewed").because(quoted(why))
 }
 
 fn nonsense() -> Error {
