@@ -5,11 +5,12 @@ Runs in a guest that is to become a template, from the end of its first boot
 on. It strips the guest of identity, stops every other process, says so on the
 channel to the host, and is saved as it waits for orders there. In each clone it
 goes on from that point: first the random pool, then the clock, then names and
-keys, then the network card, and only then do the others run again.
+keys, and only then do the others run again and gets the network card its new
+address. The host plugs the cable in when it hears that all is done.
 
 It lives in /run and leaves nothing behind in the clone. Both ways one JSON
-object on one line: out {"ready": …}, in the orders, out {"renewed": …}, in
-{"go": true}; or out {"failed": why} at any time.
+object on one line: out {"ready": …}, in the orders, out {"renewed": …}; or out
+{"failed": why} at any time.
 """
 
 import base64
@@ -372,16 +373,14 @@ def main():
         drawn = reseed(base64.b64decode(orders["entropy"]))
         time.clock_settime(time.CLOCK_REALTIME, orders["time"])
         become(orders, old)
-        network_card(old["card"], name)
-        os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
-
-        line_from(channel)
-        os.close(channel)
         os.write(held, b"\n")
         os.close(held)
         for pid in readers:
             os.kill(pid, signal.SIGHUP)
         os.kill(-1, signal.SIGCONT)
+        network_card(old["card"], name)
+        os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
+        os.close(channel)
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         if not orders["first_boot"]:
             # The clone has better things to do at first.

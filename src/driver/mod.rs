@@ -53,13 +53,19 @@ pub trait Driver: fmt::Debug + Send + Sync {
     fn create(&self, plan: &GuestPlan) -> Result<()>;
 
     /// Starts a defined guest and returns once it runs (not: once it answers).
-    /// One that is loaded ([`Begin::Load`]) is held until [`release`](Self::release).
     ///
     /// # Errors
     /// [`crate::base::Kind::Unavailable`] when the backend cannot run it; what the backend said is in the message.
     fn start(&self, plan: &GuestPlan, begin: Begin<'_>) -> Result<Started>;
 
-    /// Lets a guest run that is held; one that runs is left alone.
+    /// Reads a saved machine into a guest that was started with [`Begin::Empty`] and the same
+    /// memory file. Blocks meanwhile. It is held until [`release`](Self::release).
+    ///
+    /// # Errors
+    /// What the backend said; the guest is to be stopped then.
+    fn load(&self, plan: &GuestPlan, from: &Saved) -> Result<()>;
+
+    /// Lets a guest run that is held; one that runs is left alone. A save that goes on is given up.
     ///
     /// # Errors
     /// When the backend does not answer, or the guest does not run at all.
@@ -72,8 +78,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// When the backend does not answer, or the guest does not run at all.
     fn connect(&self, plan: &GuestPlan) -> Result<()>;
 
-    /// Holds a running guest, writes it to a file, and ends it. Blocks while it
-    /// is written. When it fails or is interrupted the guest runs on.
+    /// Holds a running guest and writes it to a file. Blocks meanwhile. It stays held: once the
+    /// file has its place, [`stop`](Self::stop) it. When it fails or is interrupted the guest runs on.
     ///
     /// # Errors
     /// [`crate::base::Kind::Unsupported`] when the backend or its version cannot; what the backend said.
@@ -152,8 +158,8 @@ pub enum Begin<'a> {
     Boot,
     /// From its disk, with its memory in this new file.
     BootInto(&'a Path),
-    /// Where it was saved.
-    Load(&'a Saved),
+    /// Not yet: it is made without content, for [`Driver::load`], with this memory file if it was saved with one.
+    Empty(Option<&'a Path>),
 }
 
 /// A machine on disk.

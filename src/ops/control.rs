@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Env, ssh};
 use crate::base::poll::{self, Deadline};
+use crate::base::undo::Undo;
 use crate::base::{Context as _, Error, GuestName, Kind, Result, fs};
 use crate::driver::{Begin, Driver, Saved, Status, Stop};
 use crate::guest::{self, Record};
@@ -22,9 +23,10 @@ pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
     let plan = &held.record.plan;
     let state = env.settings.layout.guest_files(name).saved();
     match driver.status(plan)? {
-        // Loaded by a command that was killed before it let the guest go on.
+        // A command was killed while it saved or loaded this guest. It has not run since the file
+        // that is there was written, so it is begun again from that.
+        Status::Paused if state.exists() => driver.stop(plan, Stop::Force)?,
         Status::Paused => {
-            fs::remove_file(&state)?;
             driver.release(plan)?;
             return Ok(true);
         }
@@ -44,15 +46,21 @@ pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
 /// Goes on from where the guest was saved, once: what it does then to its disk, the saved memory does not know.
 fn resume(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -> Result<()> {
     let plan = &record.plan;
-    let loaded = driver.start(plan, Begin::Load(&saved)).map_err(|error| {
+    let started = driver.start(plan, Begin::Empty(None))?;
+    let mut undo = Undo::new();
+    let (again, plan_) = (env.driver(record.driver), plan.clone());
+    undo.push("the guest at its backend", move || again.stop(&plan_, Stop::Force));
+    driver.load(plan, &saved).map_err(|error| {
         error.hint(format!(
             "'virga restart --force {0}' starts it from its disk, as after a power cut; what was in its memory is lost",
             plan.name
         ))
     })?;
-    for note in loaded.notes {
+    undo.commit();
+    for note in started.notes {
         env.reporter.note(&note);
     }
+    // In this order: from here on the file is not what the guest is any more.
     fs::remove_file(&saved.state)?;
     driver.release(plan)?;
     if let Err(error) = set_clock(env, record) {
@@ -100,18 +108,21 @@ pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
     fs::remove_file(&unfinished)?;
     driver.save(&held.record.plan, &Saved { state: unfinished.clone(), memory: None })?;
     fs::rename(&unfinished, &state)?;
+    driver.stop(&held.record.plan, Stop::Force)?;
     Ok(true)
 }
 
-/// Stops a guest and returns once it is dead; one that does not run is left alone.
+/// Stops a guest and returns once it is dead; one that does not run is left alone, but that
+/// force takes from a saved one what was in its memory.
 ///
 /// # Errors
 /// [`crate::base::Kind::TimedOut`] when it would not go in time.
 pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     let held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
-    // A guest that is stopped starts from its disk.
-    fs::remove_file(&env.settings.layout.guest_files(name).saved())?;
+    if how == Stop::Force {
+        fs::remove_file(&env.settings.layout.guest_files(name).saved())?;
+    }
     if !driver.status(&held.record.plan)?.is_alive() {
         return Ok(false);
     }

@@ -14,7 +14,7 @@ use crate::base::poll::Deadline;
 use crate::base::undo::Undo;
 use crate::base::{Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
 use crate::disk;
-use crate::driver::{Begin, Driver, Saved};
+use crate::driver::{Begin, Driver, Saved, Stop};
 use crate::guest::{self, Entry};
 use crate::seed::{self, SeedRequest};
 use crate::template::renewal::{self, Facts};
@@ -333,6 +333,8 @@ fn boot(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan, saved: &Saved) -> R
     };
     stage.stage("saving it");
     driver.save(plan, saved)?;
+    // Its files are whole only once it is gone.
+    driver.stop(plan, Stop::Force)?;
     if facts.tcp > 0 {
         let warning = format!(
             "this image makes TCP connections while it boots ({}): the sequence numbers of its clones come from one secret",

@@ -44,10 +44,8 @@ fn usable(job: &Job<'_>) -> Result<Template> {
     let key = template::key(job.env, job.machine, job.base)?;
     let layout = &job.env.settings.layout;
     match store::load(layout, &key.id()?) {
-        Ok(Some(template)) => {
-            template.verify()?;
-            Ok(template)
-        }
+        // Its files are checked when it is loaded.
+        Ok(Some(template)) => Ok(template),
         Ok(None) => {
             template::refuse_outdated(job.env, &key)?;
             template::make(job.env, job.machine, job.base)
@@ -101,7 +99,14 @@ pub(super) fn start(
     host_keys: &[seed::HostKey],
 ) -> Result<()> {
     let saved = Saved { state: template.files.state(), memory: Some(template.files.memory()) };
-    let started = driver.start(&record.plan, Begin::Load(&saved))?;
+    let started = std::thread::scope(|scope| {
+        // Meanwhile QEMU gets ready. It runs nothing of the template before all of that is known to be what was saved.
+        let checked = scope.spawn(|| template.verify());
+        let started = driver.start(&record.plan, Begin::Empty(saved.memory.as_deref()));
+        checked.join().unwrap_or_else(|_| Err(Error::failed("checking the template broke off")))?;
+        started
+    })?;
+    driver.load(&record.plan, &saved)?;
     for note in started.notes {
         job.env.reporter.note(&note);
     }
@@ -117,7 +122,6 @@ pub(super) fn start(
     let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive)?;
     // Nobody reached it before, nor it anybody.
     driver.connect(&record.plan)?;
-    renewal::go(&mut channel)?;
     tracing::debug!(guest = %record.name(), drawn = receipt.drawn, took = ?deadline.elapsed(), "renewed");
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::base::poll::{self, Deadline};
 use crate::base::{Context as _, Error, Result};
 
 /// Shortest time from one connection to the next.
-const STEP: Duration = Duration::from_millis(100);
+const STEP: Duration = Duration::from_millis(50);
 /// Longest time from one connection to the next while there is only silence.
 const SLOWEST: Duration = Duration::from_millis(500);
 /// Time from one connection to the next while a server is taken to be busy.

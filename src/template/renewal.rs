@@ -13,7 +13,8 @@ use crate::base::{Context as _, Error, Result, interrupt};
 
 /// Longest line: what is expected has a few hundred bytes.
 const LINE_LIMIT: usize = 64 << 10;
-const TICK: Duration = Duration::from_millis(20);
+/// How often it is asked whether the guest lives: that costs it more than us.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What the guest says of itself before it is saved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +102,7 @@ pub fn await_ready(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn
 }
 
 /// Tells a clone who it is, and waits until it is. The clock goes with it, as late as possible.
-/// Nothing else runs in it before [`go`].
+/// Its cable is to be out until then.
 ///
 /// # Errors
 /// As [`await_ready`].
@@ -127,14 +128,6 @@ pub fn renew(
         Said::Failed(why) => Err(Error::failed("the guest could not be renewed").because(quoted(&why))),
         Said::Ready(_) => Err(nonsense()),
     }
-}
-
-/// Lets all others run in a renewed clone.
-///
-/// # Errors
-/// When the guest is gone.
-pub fn go(channel: &mut UnixStream) -> Result<()> {
-    channel.write_all(b"{\"go\": true}\n").map_err(broken)
 }
 
 fn listen(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<Said> {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::base::layout::RuntimeFiles;
 use crate::base::plan::{Disk, DiskFormat, Layer};
 use crate::base::{Error, GuestName, GuestPlan, Result};
-use crate::driver::{Begin, CHANNEL, Saved};
+use crate::driver::{Begin, CHANNEL};
 
 /// What QEMU runs the guest's instructions with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub(super) fn argv(plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Re
     disks(plan, &mut args)?;
     consoles(plan, &run, &mut args)?;
     renewal(&run, &mut args)?;
-    if matches!(begin, Begin::Load(_)) {
+    if matches!(begin, Begin::Empty(_)) {
         args.add("-incoming", "defer");
     }
     args.add("-pidfile", text(&run.pid())?);
@@ -192,8 +192,8 @@ fn memory(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) -> Result<()> {
     // Private: what a guest writes goes to pages of its own, and the file stays as it is.
     let (path, access) = match begin {
         Begin::BootInto(path) => (path, "share=on"),
-        Begin::Load(Saved { memory: Some(path), .. }) => (path.as_path(), "share=off,readonly=on,rom=off"),
-        Begin::Boot | Begin::Load(_) => {
+        Begin::Empty(Some(path)) => (path, "share=off,readonly=on,rom=off"),
+        Begin::Boot | Begin::Empty(None) => {
             args.add("-machine", MACHINE);
             return Ok(());
         }

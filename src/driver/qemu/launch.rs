@@ -1,5 +1,6 @@
 //! From a plan to a running QEMU that answers on its control socket.
 
+use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::base::layout::{RuntimeFiles, SOCKET_PATH_MAX};
 use crate::base::plan::Accel;
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestPlan, Kind, Result, fs};
-use crate::driver::Begin;
+use crate::driver::{Begin, Saved};
 
 /// The program.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -89,7 +90,7 @@ pub(super) fn decide(accel: Accel, found: &kvm::Kvm) -> Result<(Accelerator, Opt
 }
 
 /// Starts QEMU and returns once its control socket answers, the guest runs (or
-/// is loaded and held) and every forward stands. On any failure nothing of it is left running.
+/// waits to be loaded) and every forward stands. On any failure nothing of it is left running.
 ///
 /// # Errors
 /// What QEMU said, as far as it can be told better than QEMU does.
@@ -98,8 +99,7 @@ pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin
     clear(&files)?;
     // Made here, so that what the guest says is private whatever the umask.
     drop(fs::open_or_create(&plan.console_log)?);
-    let mut log = fs::open_or_create(&plan.backend_log)?;
-    let said_before = log.seek(SeekFrom::End(0)).map_err(|e| fs::explain(e, "opening", &plan.backend_log))?;
+    let (log, said_before) = log_of(plan)?;
     let mut child = Cmd::new(program).args(args::argv(plan, accel, begin)?).spawn_detached(log)?;
     tracing::debug!(guest = %plan.name, pid = child.pid(), ?accel, "started QEMU");
     let up = answers(plan, &files, &mut child, begin);
@@ -113,6 +113,25 @@ pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin
         Kind::Interrupted => error,
         _ => explain(plan, error, &said),
     })
+}
+
+/// Loads a machine into a QEMU that waits for one.
+///
+/// # Errors
+/// As [`launch`]; QEMU may live on.
+pub(super) fn load(plan: &GuestPlan, from: &Saved) -> Result<()> {
+    let (_, said_before) = log_of(plan)?;
+    memory::load(&RuntimeFiles::new(&plan.runtime).qmp(), from).map_err(|error| match error.kind() {
+        Kind::Interrupted => error,
+        _ => explain(plan, error, &words_since(&plan.backend_log, said_before)),
+    })
+}
+
+/// QEMU's log, at its end, and where that is.
+fn log_of(plan: &GuestPlan) -> Result<(File, u64)> {
+    let mut log = fs::open_or_create(&plan.backend_log)?;
+    let end = log.seek(SeekFrom::End(0)).map_err(|e| fs::explain(e, "opening", &plan.backend_log))?;
+    Ok((log, end))
 }
 
 /// Removes what a QEMU that was killed left in its folder. Nobody may be running there.
@@ -139,10 +158,8 @@ fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: 
         Error::timed_out(format!("QEMU did not come up within {}", humantime::format_duration(PATIENCE)))
     })?;
     network::assign(plan, network::parse(&qmp.monitor("info usernet")?))?;
-    if let Begin::Load(saved) = begin {
-        // QEMU talks to one client at a time.
-        drop(qmp);
-        return memory::load(&files.qmp(), saved);
+    if let Begin::Empty(_) = begin {
+        return Ok(());
     }
     let state = qmp.command("query-status", json!({}))?;
     if state["running"] != true {
@@ -154,7 +171,7 @@ fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: 
 /// What QEMU wrote into its log since `offset`.
 fn words_since(log: &Path, offset: u64) -> String {
     let read = || -> std::io::Result<String> {
-        let mut file = std::fs::File::open(log)?;
+        let mut file = File::open(log)?;
         file.seek(SeekFrom::Start(offset))?;
         let mut bytes = Vec::new();
         file.take(64 << 10).read_to_end(&mut bytes)?;

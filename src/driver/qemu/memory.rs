@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(3);
 /// Bytes a second: QEMU's own limit is for networks, and would make a disk wait.
 const UNLIMITED: u64 = 1 << 40;
 
-/// Holds the guest, writes it, and tells QEMU to end. The guest runs on when that fails.
+/// Holds the guest and writes it. The guest runs on when that fails.
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for a QEMU that is too old; else what QEMU says.
@@ -32,31 +32,43 @@ pub(super) fn save(socket: &Path, to: &Saved) -> Result<()> {
     let mut qmp = Qmp::connect(socket, PATIENCE)?;
     // Here, so that it is private whatever QEMU thinks.
     drop(fs::create_new(&to.state, 0o600)?);
-    let written = prepare(&mut qmp, to).and_then(|()| {
-        qmp.command("stop", json!({}))?;
-        if to.memory.is_some() {
-            // A clone's cable is out until `connect`.
-            qmp.command("set_link", json!({"name": NETDEV, "up": false}))?;
-        }
-        qmp.command("migrate", uri(&to.state)?)?;
-        settled(&mut qmp)
-    });
-    match written {
-        // It does not answer any more then.
-        Ok(()) => qmp.command("quit", json!({})).map(drop),
-        Err(error) => {
-            let undo = || -> Result<()> {
-                let _ = qmp.command("migrate_cancel", json!({}));
-                qmp.command("cont", json!({}))?;
-                fs::remove_file(&to.state)
-            };
-            let mut undo = undo;
-            if let Err(trouble) = undo() {
-                tracing::warn!(%trouble, "letting the guest run on");
-            }
-            Err(error)
+    let written = prepare(&mut qmp, to).and_then(|()| write(&mut qmp, to));
+    if written.is_err() {
+        let undone = run_on(&mut qmp).and_then(|()| fs::remove_file(&to.state));
+        if let Err(trouble) = undone {
+            tracing::warn!(%trouble, "letting the guest run on");
         }
     }
+    written
+}
+
+fn write(qmp: &mut Qmp, to: &Saved) -> Result<()> {
+    qmp.command("stop", json!({}))?;
+    if to.memory.is_some() {
+        // A clone's cable is out until `connect`.
+        qmp.command("set_link", json!({"name": NETDEV, "up": false}))?;
+    }
+    qmp.command("migrate", uri(&to.state)?)?;
+    settled(qmp)
+}
+
+/// Lets a guest run that is held, after a save that was finished or not, or a load.
+///
+/// # Errors
+/// What QEMU says.
+pub(super) fn release(socket: &Path) -> Result<()> {
+    run_on(&mut Qmp::connect(socket, PATIENCE)?)
+}
+
+fn run_on(qmp: &mut Qmp) -> Result<()> {
+    // Else it would hold the guest again at its end. Where nothing is being saved nothing happens.
+    qmp.command("migrate_cancel", json!({}))?;
+    let over = || {
+        let state = qmp.command("query-migrate", json!({}))?;
+        Ok(matches!(state["status"].as_str(), None | Some("completed" | "failed" | "cancelled" | "none")).then_some(()))
+    };
+    poll::until(&Deadline::after(PATIENCE), STEP, over)?;
+    qmp.command("cont", json!({})).map(drop)
 }
 
 /// Loads a machine into a QEMU that waits for one, and leaves it held.

@@ -155,8 +155,12 @@ impl Driver for Qemu {
         Ok(Started { notes: note.into_iter().collect() })
     }
 
+    fn load(&self, plan: &GuestPlan, from: &Saved) -> Result<()> {
+        launch::load(plan, from)
+    }
+
     fn release(&self, plan: &GuestPlan) -> Result<()> {
-        Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), ANSWER)?.command("cont", json!({})).map(drop)
+        memory::release(&RuntimeFiles::new(&plan.runtime).qmp())
     }
 
     fn connect(&self, plan: &GuestPlan) -> Result<()> {
@@ -165,13 +169,10 @@ impl Driver for Qemu {
     }
 
     fn save(&self, plan: &GuestPlan, to: &Saved) -> Result<()> {
-        let Some(process) = Process::of(plan)? else {
+        if Process::of(plan)?.is_none() {
             return Err(Error::failed(format!("guest '{}' is not running", plan.name)));
-        };
-        memory::save(&RuntimeFiles::new(&plan.runtime).qmp(), to)?;
-        // Its files are whole only once it is gone.
-        process.wait(CLOSING);
-        Self::force_off(plan)
+        }
+        memory::save(&RuntimeFiles::new(&plan.runtime).qmp(), to)
     }
 
     fn fingerprint(&self, plan: &GuestPlan) -> Result<BTreeMap<String, String>> {
