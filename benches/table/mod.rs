@@ -1,4 +1,5 @@
 //! What the benches share: medians, foreign tools, rows of a table.
+#![allow(dead_code, reason = "each bench uses its own part of this")]
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,7 +20,6 @@ pub fn median(rounds: usize, mut work: impl FnMut()) -> Duration {
 
 /// The median times of two pieces of work, done in turn: what else the machine
 /// does slows both down, and their ratio stays.
-#[allow(dead_code, reason = "one of the benches needs it")]
 pub fn in_turn(rounds: usize, mut ours: impl FnMut(), mut theirs: impl FnMut()) -> (Duration, Duration) {
     let (mut left, mut right): (Vec<_>, Vec<_>) =
         (0..rounds).map(|_| (median(4, &mut ours), median(1, &mut theirs))).unzip();

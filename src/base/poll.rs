@@ -5,6 +5,33 @@ use std::time::{Duration, Instant};
 
 use super::{Result, interrupt};
 
+/// A stopwatch: how long each stage of some work took.
+#[derive(Clone, Debug)]
+pub struct Laps {
+    last: Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Laps {
+    /// Begins the first stage.
+    #[must_use]
+    pub fn begin() -> Self {
+        Laps { last: Instant::now(), laps: Vec::new() }
+    }
+
+    /// Ends the stage that is called so, and begins the next.
+    pub fn lap(&mut self, stage: &'static str) {
+        self.laps.push((stage, self.last.elapsed()));
+        self.last = Instant::now();
+    }
+
+    /// The stages in their order.
+    #[must_use]
+    pub fn stages(self) -> Vec<(&'static str, Duration)> {
+        self.laps
+    }
+}
+
 /// A moment after which waiting is over.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {

@@ -76,10 +76,15 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     let name = args.name.clone();
     let timeout = args.timeout;
     let (start, wait) = (!args.no_start, args.wait);
-    create::create(env, &request(args))?;
-    if !wait {
+    let created = create::create(env, &request(args))?;
+    if created.record.origin.template.is_some() {
+        let stages = term::stages(&created.stages);
+        env.reporter.note(&format!("started '{name}' warm: {stages}"));
+    } else if !wait {
         let what = if start { "started" } else { "created" };
         env.reporter.note(&format!("{what} '{name}'"));
+    }
+    if !wait {
         return Ok(ExitCode::SUCCESS);
     }
     let outcome = wait::wait(env, &name, Goal::CloudInit, timeout);

@@ -211,9 +211,15 @@ pub fn seconds(seconds: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
-/// Seconds with one or two digits, as in `35.2 s`.
+/// Stages and how long each took, as in `start 80 ms, load 14 ms`.
 #[must_use]
-pub fn span(span: Duration) -> String {
+pub fn stages(stages: &[(impl std::fmt::Display, Duration)]) -> String {
+    let stages: Vec<String> = stages.iter().map(|(stage, took)| format!("{stage} {}", span(*took))).collect();
+    stages.join(", ")
+}
+
+/// Seconds with one or two digits, as in `35.2 s`.
+fn span(span: Duration) -> String {
     if span < Duration::from_secs(1) {
         format!("{} ms", span.as_millis())
     } else {

@@ -35,8 +35,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
 /// As [`op::wait`].
 pub fn wait(env: Env<'_>, name: &GuestName, goal: Goal, timeout: TimeoutArg) -> Result<ExitCode> {
     let ready = op::wait(env, name, goal, timeout.timeout.unwrap_or(env.settings.defaults.timeout))?;
-    let stages: Vec<String> = ready.stages.iter().map(|(stage, at)| format!("{stage} {}", term::span(*at))).collect();
-    let line = format!("'{name}' is ready: {}", stages.join(", "));
+    let line = format!("'{name}' is ready: {}", term::stages(&ready.stages));
     match &ready.outcome {
         None | Some(Outcome::Done) => env.reporter.note(&line),
         Some(Outcome::Degraded(details)) => {

@@ -6,10 +6,12 @@
 //! removes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::machine::{self, Base, Machine};
 use super::{Env, warm};
 use crate::base::plan::{Disk, DiskFormat, Forward, Layer};
+use crate::base::poll::Laps;
 use crate::base::undo::Undo;
 use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, fs, interrupt};
 use crate::disk;
@@ -58,6 +60,15 @@ pub struct CreateRequest {
     pub start: bool,
 }
 
+/// A guest that was made.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Its record, with its template if the start was a warm one.
+    pub record: Record,
+    /// How long each stage took.
+    pub stages: Vec<(&'static str, Duration)>,
+}
+
 /// Makes the guest and, unless told otherwise, starts it. Does not wait until
 /// it answers. Nothing is left when it fails.
 ///
@@ -65,7 +76,7 @@ pub struct CreateRequest {
 /// [`Kind::Exists`] for a name that is taken, [`Kind::NotFound`] without such
 /// an image, [`Kind::Usage`] for a request that cannot be met,
 /// [`Kind::Refused`] for a hostile image file, [`Kind::Unavailable`] without a backend.
-pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Record> {
+pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Created> {
     let machine = Machine::of(env, &request.machine)?;
     machine::usable(env.driver(machine.driver).as_ref())?;
     let layout = &env.settings.layout;
@@ -102,9 +113,10 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Makes it, from the template or from the image. Nothing is left when it fails.
-    fn make(&self, template: Option<&Template>) -> Result<Record> {
+    fn make(&self, template: Option<&Template>) -> Result<Created> {
         let Job { env, request, base, .. } = *self;
         let layout = &env.settings.layout;
+        let mut laps = Laps::begin();
         let plan = self.plan(template)?;
         let mut origin = base.origin();
         origin.template = template.map(|template| template.id.clone());
@@ -116,7 +128,9 @@ impl Job<'_> {
 
         interrupt::check()?;
         self.lay_out_disks(&held.record.plan, template)?;
+        laps.lap("overlay");
         let keys = self.write_seed(&mut held)?;
+        laps.lap("seed");
         interrupt::check()?;
 
         let driver = env.driver(self.machine.driver);
@@ -124,11 +138,12 @@ impl Job<'_> {
         undo.push("the guest at its backend", move || again.remove(&plan));
         driver.create(&held.record.plan)?;
         match template {
-            Some(template) => warm::start(self, driver.as_ref(), &held.record, template, &keys)?,
+            Some(template) => warm::start(self, driver.as_ref(), &held.record, template, &keys, &mut laps)?,
             None if request.start => {
                 for note in driver.start(&held.record.plan, Begin::Boot)?.notes {
                     env.reporter.note(&note);
                 }
+                laps.lap("start");
             }
             None => {}
         }
@@ -136,7 +151,7 @@ impl Job<'_> {
         held.record.phase = Phase::Ready;
         held.save()?;
         undo.commit();
-        Ok(held.record.clone())
+        Ok(Created { record: held.record.clone(), stages: laps.stages() })
     }
 
     fn plan(&self, template: Option<&Template>) -> Result<GuestPlan> {

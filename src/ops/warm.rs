@@ -7,7 +7,7 @@ use base64::Engine as _;
 use super::create::Job;
 use super::{Env, machine, template};
 use crate::base::plan::{InstanceId, random};
-use crate::base::poll::Deadline;
+use crate::base::poll::{Deadline, Laps};
 use crate::base::{Error, Kind, Result};
 use crate::driver::{Begin, Driver, Saved};
 use crate::guest::Record;
@@ -97,6 +97,7 @@ pub(super) fn start(
     record: &Record,
     template: &Template,
     host_keys: &[seed::HostKey],
+    laps: &mut Laps,
 ) -> Result<()> {
     let saved = Saved { state: template.files.state(), memory: Some(template.files.memory()) };
     let started = std::thread::scope(|scope| {
@@ -106,7 +107,9 @@ pub(super) fn start(
         checked.join().unwrap_or_else(|_| Err(Error::failed("checking the template broke off")))?;
         started
     })?;
+    laps.lap("start");
     driver.load(&record.plan, &saved)?;
+    laps.lap("load");
     for note in started.notes {
         job.env.reporter.note(&note);
     }
@@ -122,6 +125,7 @@ pub(super) fn start(
     let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive)?;
     // Nobody reached it before, nor it anybody.
     driver.connect(&record.plan)?;
+    laps.lap("renewal");
     tracing::debug!(guest = %record.name(), drawn = receipt.drawn, took = ?deadline.elapsed(), "renewed");
     Ok(())
 }
