@@ -27,9 +27,11 @@ fn main() {
 
     let (mut cold, mut warm): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        cold.push(bench.guest(&format!("cold{round}"), &[]));
-        warm.push(bench.guest(&format!("warm{round}"), &["--warm"]));
-        bench.ok(&["destroy", &format!("cold{round}"), &format!("warm{round}")], &[]);
+        for (kind, options, runs) in [("cold", &[][..], &mut cold), ("warm", &["--warm"], &mut warm)] {
+            let name = format!("{kind}{round}");
+            runs.push(bench.guest(&name, options));
+            bench.ok(&["destroy", &name], &[]);
+        }
     }
     table::head();
     let total = |runs: &[Run]| median(runs.iter().map(|run| run.total).collect());

@@ -39,6 +39,8 @@ MS_BIND = 4096
 IFF_UP = 1
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
+SIOCSIFADDR = 0x8916
+SIOCSIFNETMASK = 0x891C
 SIOCSIFNAME = 0x8923
 
 SSH = ["ssh.service", "sshd.service"]
@@ -54,9 +56,11 @@ NETWORK_FILES = [
 LINK = "/run/systemd/network/00-virga.link"
 HELD = "/run/systemd/system/%s.d" % NETWORK
 HOLD = "/run/virga/hold"
+KEEP = "/run/systemd/network/%s.d"
 JOURNALS = ["/var/log/journal/", "/run/log/journal/"]
 CLOUD = "/var/lib/cloud"
 RUN = "/run/cloud-init"
+RESULT = RUN + "/result.json"
 CLOUD_FILES = [CLOUD + "/data/*", RUN + "/.instance-id", RUN + "/*.json", RUN + "/cloud.cfg"]
 
 
@@ -117,9 +121,9 @@ def rewrite(files, pairs):
 
 
 def wait_for_the_boot():
-    while not os.path.exists(RUN + "/result.json"):
+    while not os.path.exists(RESULT):
         time.sleep(0.2)
-    errors = json.loads(read(RUN + "/result.json"))["v1"]["errors"]
+    errors = json.loads(read(RESULT))["v1"]["errors"]
     if errors:
         raise RuntimeError("cloud-init failed: %s" % errors[0])
     while call("systemctl", "list-jobs", "--no-legend").strip() not in ("", "No jobs running."):
@@ -215,15 +219,19 @@ def hold_network():
     raise RuntimeError("the network service cannot be held")
 
 
-def keep_name(name):
-    """udev has read the files that name the old card, and looks for new ones only now and then."""
+def keep_name_and_address(name, files):
+    """udev has read the files that name the old card, and looks for new ones only now and then. And the network service
+    takes away what addresses it finds."""
+    for folder in {KEEP % os.path.basename(path) for path, _, _ in files if path.endswith(".network")}:
+        os.makedirs(folder)
+        write(folder + "/virga.conf", "[Network]\nKeepConfiguration=static\n")
     write(LINK, "[Match]\nDriver=virtio_net\n[Link]\nName=%s\nMACAddressPolicy=none\n" % name)
     need("udevadm", "control", "--reload")
 
 
 def tidy():
     """Nothing of ours stays."""
-    remove(HELD, HOLD, "/run/virga/renew.py")
+    remove(HELD, HOLD, KEEP % "*.network", "/run/virga/renew.py")
     call("systemctl", "daemon-reload")
     # It knows the machine-id that it began with.
     call("systemctl", "try-restart", "systemd-journald.service")
@@ -261,11 +269,14 @@ def reseed(entropy):
         return hashlib.sha256(device.read(4096)).hexdigest()
 
 
-def become(orders, old):
-    """Names, keys and addresses."""
-    socket.sethostname(orders["hostname"])
-    write("/etc/hostname", orders["hostname"] + "\n")
-    rewrite(old["hosts"], [(old["hostname"], orders["hostname"])])
+def server_keys(orders):
+    for key in orders["host_keys"]:
+        path = "/etc/ssh/ssh_host_%s_key" % key["kind"]
+        write(path, key["private"], 0o600)
+        write(path + ".pub", key["public"].rstrip() + "\n")
+
+
+def machine_ids(orders):
     write("/etc/machine-id", orders["machine_id"] + "\n", 0o444)
     if os.path.isfile("/var/lib/dbus/machine-id") and not os.path.islink("/var/lib/dbus/machine-id"):
         write("/var/lib/dbus/machine-id", orders["machine_id"] + "\n", 0o444)
@@ -273,17 +284,21 @@ def become(orders, old):
     # The kernel's own cannot be set: everybody reads it under this name.
     if LIBC.mount(b"/run/virga/boot_id", b"/proc/sys/kernel/random/boot_id", None, MS_BIND, None):
         raise OSError(ctypes.get_errno(), "covering the boot id")
-    for key in orders["host_keys"]:
-        path = "/etc/ssh/ssh_host_%s_key" % key["kind"]
-        write(path, key["private"], 0o600)
-        write(path + ".pub", key["public"].rstrip() + "\n")
+
+
+def network_files(orders, old):
+    remove(LINK)
+    rewrite(old["network"], [(old["mac"], orders["mac"]), (old["mac"].upper(), orders["mac"].upper())])
+
+
+def names_and_logins(orders, old):
+    write("/etc/hostname", orders["hostname"] + "\n")
+    rewrite(old["hosts"], [(old["hostname"], orders["hostname"])])
     authorize(orders["user"], orders["authorized_keys"])
     for folder in JOURNALS:
         if os.path.isdir(folder + old["machine"]):
             os.rename(folder + old["machine"], folder + orders["machine_id"])
     instance(orders, old)
-    remove(LINK)
-    rewrite(old["network"], [(old["mac"], orders["mac"]), (old["mac"].upper(), orders["mac"].upper())])
 
 
 def authorize(user, keys):
@@ -301,8 +316,9 @@ def instance(orders, old):
     """cloud-init takes the clone for an instance that it is through with, or for one that it has not seen yet."""
     instances = CLOUD + "/instances/"
     if orders["first_boot"]:
-        remove(RUN + "/result.json", RUN + "/status.json", CLOUD + "/instance", CLOUD + "/data/*", instances + old["instance"])
+        remove(RESULT, RUN + "/status.json", CLOUD + "/instance", CLOUD + "/data/*", instances + old["instance"])
         return
+    os.rename(RESULT, RESULT + ".virga")
     os.rename(instances + old["instance"], instances + orders["instance"])
     os.remove(CLOUD + "/instance")
     os.symlink(instances + orders["instance"], CLOUD + "/instance")
@@ -312,9 +328,10 @@ def instance(orders, old):
     write(CLOUD + "/data/previous-instance-id", orders["instance"] + "\n")
 
 
-def network_card(device, name):
+def network_card(device, name, address):
     """Gives the card back under its name, switched on: a cable that is plugged in after that is seen at once, and one
-    that was there before a second later (the kernel's link watch)."""
+    that was there before a second later (the kernel's link watch). An address that is known beforehand is there at
+    once; the network service, which takes a third of a second, finds it and goes on."""
     tie(device, "bind")
     (path,) = glob.glob("/sys/bus/pci/devices/%s/virtio*/net/*" % device)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -324,6 +341,19 @@ def network_card(device, name):
         request = struct.pack("16s24x", name.encode())
         (flags,) = struct.unpack_from("H", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request), 16)
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), flags | IFF_UP))
+        for request, value in zip((SIOCSIFADDR, SIOCSIFNETMASK), address or ()):
+            value = struct.pack("HH4s", socket.AF_INET, 0, socket.inet_aton(value))
+            fcntl.ioctl(any_socket, request, struct.pack("16s8s16x", name.encode(), value))
+
+
+def online(name):
+    """Waits until the network service is through. Only then cloud-init's result is there again, as after a boot."""
+    state = "/run/systemd/netif/links/" + read("/sys/class/net/%s/ifindex" % name).strip()
+    for _ in range(300):
+        if os.path.exists(state) and "ADMIN_STATE=configured" in read(state):
+            break
+        time.sleep(0.1)
+    os.rename(RESULT + ".virga", RESULT)
 
 
 def first_boot():
@@ -354,14 +384,14 @@ def main():
             "cloud": mentions(CLOUD_FILES, hostname, instance_id),
         }
         # It has read what is written anew in a clone, and reads it again on this signal by executing itself (sshd(8)).
-        readers = [main_pid(unit) for unit in SSH + ["systemd-udevd.service"] if is_active(unit)]
         readers = [main_pid(unit) for unit in SSH if is_active(unit)]
         strip()
         tie(old["card"], "unbind")
         tie(old["seed"], "unbind")
-        keep_name(name)
+        keep_name_and_address(name, old["network"])
         call("udevadm", "settle")
         held = hold_network()
+        network = main_pid(NETWORK)
         ready = {"kernel": os.uname().release, "tcp": tcp_used()}
         os.sync()
         # When this guest runs again, in a clone, nobody runs before us (but PID 1, which sleeps).
@@ -372,17 +402,25 @@ def main():
         orders = json.loads(line_from(channel))
         drawn = reseed(base64.b64decode(orders["entropy"]))
         time.clock_settime(time.CLOCK_REALTIME, orders["time"])
-        become(orders, old)
-        os.write(held, b"\n")
-        os.close(held)
+        # Each that is waited for goes on as soon as all that it reads is there.
+        socket.sethostname(orders["hostname"])
+        server_keys(orders)
         for pid in readers:
             os.kill(pid, signal.SIGHUP)
+            os.kill(pid, signal.SIGCONT)
+        machine_ids(orders)
+        network_files(orders, old)
+        os.write(held, b"\n")
+        os.close(held)
+        os.kill(network, signal.SIGCONT)
+        names_and_logins(orders, old)
         os.kill(-1, signal.SIGCONT)
-        network_card(old["card"], name)
+        network_card(old["card"], name, orders["address"])
         os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
         os.close(channel)
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         if not orders["first_boot"]:
+            online(name)
             # The clone has better things to do at first.
             time.sleep(5)
         tie(old["seed"], "bind")

@@ -9,7 +9,7 @@ pub mod qemu;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -116,6 +116,10 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the backend does not answer.
     fn status(&self, plan: &GuestPlan) -> Result<Status>;
+
+    /// The IPv4 address and network mask that the guest will be given by DHCP, where that is
+    /// certain before it asks; no I/O. A clone takes it at once.
+    fn address(&self, plan: &GuestPlan) -> Option<[Ipv4Addr; 2]>;
 
     /// Where its SSH is; `None` while that is not known.
     ///

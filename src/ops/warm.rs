@@ -146,6 +146,7 @@ fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed
         boot_id: InstanceId::generate()?.to_string(),
         instance: plan.id.to_string(),
         mac: plan.mac.to_string(),
+        address: job.env.driver(record.driver).address(plan).map(|pair| pair.map(|part| part.to_string())),
         host_keys: host_keys.iter().map(key).collect(),
         user: template.record.key.user.clone(),
         authorized_keys: material.authorized.keys.clone(),

@@ -41,6 +41,8 @@ pub struct Orders {
     pub instance: String,
     /// Its card's address.
     pub mac: String,
+    /// Its IPv4 address and network mask, where they are known before they are given.
+    pub address: Option<[String; 2]>,
     /// Its SSH identity.
     pub host_keys: Vec<OrderedKey>,
     /// The default user.

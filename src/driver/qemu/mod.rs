@@ -232,6 +232,10 @@ impl Driver for Qemu {
         }
     }
 
+    fn address(&self, _plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {
+        Some(network::GUEST)
+    }
+
     fn endpoint(&self, plan: &GuestPlan) -> Result<Option<SocketAddr>> {
         Ok(Self::ask(plan)?.map(|(port, _)| SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
     }

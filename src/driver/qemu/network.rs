@@ -8,6 +8,10 @@ use crate::base::{Error, GuestPlan, Result};
 /// Port of the guest's SSH server.
 pub(super) const SSH: u16 = 22;
 
+/// What QEMU gives the first guest of its network, which is the only one, and the mask
+/// (`-netdev user`, qemu(1): the default of `dhcpstart` and of `net`).
+pub(super) const GUEST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(255, 255, 255, 0)];
+
 /// Reads the forwards out of the monitor's `info usernet`, ordered by host port.
 ///
 /// Its lines, the same from QEMU 7 to 10 (`slirp_connection_info` in libslirp):
