@@ -87,7 +87,8 @@ fn fifty_kills_lose_nothing_and_fetch_nothing_twice() {
     let whole = start.elapsed();
     let (mut kills, mut hits, mut finished) = (0, 0, BTreeSet::new());
     let mut moments = Moments::new();
-    while kills < 50 {
+    // Later kills of a round may come too late, and how many do depends on the machine.
+    while hits < 50 {
         // Begun anew when a round got through, so that every moment has its turn.
         std::fs::remove_dir_all(home.state()).unwrap();
         finished.clear();
@@ -96,6 +97,7 @@ fn fifty_kills_lose_nothing_and_fetch_nothing_twice() {
             server.asked.lock().unwrap().clear();
             hits += usize::from(killed_after(delay, &mut home.virga(args)));
             kills += 1;
+            assert!(kills < 500, "only {hits} kills of {kills} hit a sync that was at work");
 
             for digest in &finished {
                 let again = server.asked.lock().unwrap().contains(&announced[digest]);
@@ -113,7 +115,6 @@ fn fifty_kills_lose_nothing_and_fetch_nothing_twice() {
             assert!(images.iter().all(|image| image["present"] == true), "seed {seed}");
         }
     }
-    assert!(hits > 25, "only {hits} kills hit a sync that was at work");
     home.ok(args);
     assert_eq!(home.json(["images"]).as_array().unwrap().len(), ITEMS);
     assert!(home.ok(["images", "verify"]).starts_with("5 sound"));
@@ -158,14 +159,16 @@ fn kills_leave_a_mirror_that_clients_can_use(#[case] how: &[&str]) {
     let start = Instant::now();
     home.ok(&args);
     let whole = start.elapsed();
-    let (mut hits, mut moments) = (0, Moments::new());
-    for _ in 0..4 {
+    let (mut kills, mut hits, mut moments) = (0, 0, Moments::new());
+    while hits < 10 {
         std::fs::remove_dir_all(&copy).unwrap();
         let mut finished = BTreeSet::new();
         for _ in 0..4 {
             let (seed, delay) = moments.next(whole.mul_f64(0.7));
             server.asked.lock().unwrap().clear();
             hits += usize::from(killed_after(delay, &mut home.virga(&args)));
+            kills += 1;
+            assert!(kills < 200, "only {hits} kills of {kills} hit a run that was at work");
             for digest in &finished {
                 let again = server.asked.lock().unwrap().contains(&announced[digest]);
                 assert!(!again, "{digest} was there and was fetched again (after {delay:?}, seed {seed})");
@@ -174,8 +177,6 @@ fn kills_leave_a_mirror_that_clients_can_use(#[case] how: &[&str]) {
             check(seed);
         }
     }
-    // A run that finds its items there is short: later kills of a round may come too late.
-    assert!(hits >= 4, "only {hits} kills hit a run that was at work");
     home.ok(&args);
     check(0);
     assert_eq!(finals(&copy, &announced).len(), ITEMS);

@@ -35,6 +35,32 @@ impl Home {
         home
     }
 
+    /// Uses the pool and the template of all tests whose subject is not the boot: clones of the test image, made with
+    /// [`WARM`], are there in a second. The template is made where it is missing, and kept with what was built.
+    pub fn warm(self) -> Self {
+        static MADE: OnceLock<PathBuf> = OnceLock::new();
+        let shared = MADE.get_or_init(|| {
+            let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("warm");
+            let virga = |args: &[&str]| {
+                let output = self.virga(args).env("VIRGA_HOME", &shared).output().unwrap();
+                assert!(output.status.success(), "{}", text(&output.stderr));
+                text(&output.stdout)
+            };
+            let made = virga(&[&["template", "create", "--image", image().to_str().unwrap()], &SMALL[..]].concat());
+            for id in names(&shared.join("templates")).iter().filter(|name| !name.contains('.')) {
+                if id != made.trim() {
+                    virga(&["template", "remove", id]);
+                }
+            }
+            shared
+        });
+        std::fs::create_dir(self.state()).unwrap();
+        for folder in ["pool", "templates"] {
+            std::os::unix::fs::symlink(shared.join(folder), self.state().join(folder)).unwrap();
+        }
+        self
+    }
+
     /// A path below the folder of this test.
     pub fn path(&self, rest: &str) -> PathBuf {
         self.dir.path().join(rest)
@@ -260,6 +286,9 @@ pub fn image() -> &'static PathBuf {
 
 /// Emulated always: the same on every machine, and KVM may be there without working.
 pub const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"];
+
+/// [`SMALL`], warm; for [`Home::warm`].
+pub const WARM: [&str; 7] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2", "--warm"];
 
 /// Runs a command in a guest; returns what it says.
 #[track_caller]
