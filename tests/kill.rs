@@ -7,10 +7,10 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rstest::rstest;
+use support::moments::{Moments, killed_after};
 use support::slow::SlowServer;
 use support::{Home, Mirror, names, run, sha256};
 
@@ -46,30 +46,6 @@ fn announced(mirror: &Mirror) -> BTreeMap<String, String> {
         (digest.clone(), format!("/images/{digest}/{name}"))
     };
     names(&images).into_iter().map(file).collect()
-}
-
-/// Random moments; a failure names the seed.
-struct Moments(u32);
-
-impl Moments {
-    fn new() -> Self {
-        Moments(std::process::id().wrapping_mul(2_654_435_761) | 1)
-    }
-
-    fn next(&mut self, up_to: Duration) -> (u32, Duration) {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0, up_to.mul_f64(f64::from(self.0 >> 8) / f64::from(1 << 24)))
-    }
-}
-
-/// Whether it was still at work.
-fn killed_after(delay: Duration, command: &mut Command) -> bool {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(delay);
-    let hit = child.try_wait().unwrap().is_none();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    hit
 }
 
 #[test]

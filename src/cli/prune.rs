@@ -24,10 +24,12 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     for (digest, size) in &pruned.pool.blobs {
         term::data(&format!("{digest} {}\n", ByteSize(*size)));
     }
-    for id in &pruned.templates {
-        term::data(&format!("template {id}\n"));
+    let mut bytes = pruned.pool.bytes;
+    for (id, size) in &pruned.templates {
+        term::data(&format!("template {id} {size}\n"));
+        bytes += size.0;
     }
     let verb = if args.dry_run { "would free" } else { "freed" };
-    env.reporter.note(&format!("{verb} {}", ByteSize(pruned.pool.bytes)));
+    env.reporter.note(&format!("{verb} {}", ByteSize(bytes)));
     Ok(ExitCode::SUCCESS)
 }

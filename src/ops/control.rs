@@ -23,9 +23,9 @@ pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
     let plan = &held.record.plan;
     let state = env.settings.layout.guest_files(name).saved();
     match driver.status(plan)? {
-        // A command was killed while it saved or loaded this guest. It has not run since the file
-        // that is there was written, so it is begun again from that.
-        Status::Paused if state.exists() => driver.stop(plan, Stop::Force)?,
+        // A command was killed while it saved or loaded this guest. It has not run since the file that is there was
+        // written, whatever its backend says as it goes, so it is begun again from that.
+        Status::Paused | Status::Running if state.exists() => driver.stop(plan, Stop::Force)?,
         Status::Paused => {
             driver.release(plan)?;
             return Ok(true);

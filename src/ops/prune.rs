@@ -1,7 +1,7 @@
 //! Freeing what nothing needs any more.
 
-use super::{Env, template};
-use crate::base::{Result, TemplateId};
+use super::{Env, destroy, template};
+use crate::base::{ByteSize, Result, TemplateId};
 use crate::guest;
 use crate::pool::Swept;
 use crate::template as store;
@@ -14,7 +14,7 @@ pub struct Pruned {
     /// Folders of guests and templates that were on their way out.
     pub folders: usize,
     /// Templates that no guest would be made of any more.
-    pub templates: Vec<TemplateId>,
+    pub templates: Vec<(TemplateId, ByteSize)>,
 }
 
 /// Removes templates that nothing is made of any more, blobs that neither an
@@ -26,18 +26,20 @@ pub struct Pruned {
 pub fn prune(env: Env<'_>, dry_run: bool) -> Result<Pruned> {
     let pool = env.pool()?;
     let lock = pool.lock_exclusive()?;
-    // Looked at under the lock: `create` holds it shared until its guest's record names the blob.
     let layout = &env.settings.layout;
+    let unfinished = template::unfinished(env)?;
+    if !dry_run {
+        unfinished.iter().try_for_each(|name| destroy::destroy(env, name).map(drop))?;
+    }
+    // Looked at under the lock: `create` holds it shared until its guest's record names the blob.
     let mut in_use = guest::blobs_in_use(layout)?;
     let templates = template::outdated(env, &pool.blobs_named()?)?;
     if !dry_run {
-        for id in &templates {
-            store::remove(layout, id)?;
-        }
+        templates.iter().try_for_each(|(id, _)| store::remove(layout, id).map(drop))?;
     }
     // The others stand on their image.
-    let kept = store::list(layout)?.into_iter().filter(|(id, _)| !templates.contains(id));
+    let kept = store::list(layout)?.into_iter().filter(|(id, _)| !templates.iter().any(|(gone, _)| gone == id));
     in_use.extend(kept.filter_map(|(_, template)| Some(template.ok()?.record.key.image)));
-    let folders = guest::sweep(layout, dry_run)? + store::sweep(layout, dry_run)?;
+    let folders = guest::sweep(layout, dry_run)? + store::sweep(layout, dry_run)? + unfinished.len();
     Ok(Pruned { pool: pool.sweep(&lock, &in_use, dry_run)?, folders, templates })
 }

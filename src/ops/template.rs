@@ -12,7 +12,7 @@ use crate::base::name::hex;
 use crate::base::plan::{InstanceId, Mac};
 use crate::base::poll::Deadline;
 use crate::base::undo::Undo;
-use crate::base::{Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
+use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
 use crate::disk;
 use crate::driver::{Begin, Driver, Saved, Stop};
 use crate::guest::{self, Entry};
@@ -24,6 +24,9 @@ pub use crate::template::Template;
 
 /// A first boot takes half a minute under emulation; a busy machine and a large image take longer.
 const BOOT: Duration = Duration::from_secs(600);
+
+/// So is the guest called that a template is made of, followed by the template's id.
+const MAKING: &str = "virga-template-";
 
 /// For whoever waits until another command has made the same template.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -152,7 +155,7 @@ fn clones(env: Env<'_>) -> Result<BTreeMap<TemplateId, Vec<GuestName>>> {
 pub(super) fn outdated(
     env: Env<'_>,
     named: &std::collections::BTreeSet<crate::base::Digest>,
-) -> Result<Vec<TemplateId>> {
+) -> Result<Vec<(TemplateId, ByteSize)>> {
     let idle = list(env)?.into_iter().filter(|line| line.clones.is_empty());
     let outdated = idle.filter(|line| match &line.template {
         Err(_) => true,
@@ -161,7 +164,22 @@ pub(super) fn outdated(
                 || changed(env, &template.record.key).is_ok_and(|what| what.is_some())
         }
     });
-    Ok(outdated.map(|line| line.id).collect())
+    let size = |template: Result<Template>| template.map_or(ByteSize(0), |template| template.on_disk());
+    Ok(outdated.map(|line| (line.id, size(line.template))).collect())
+}
+
+/// The half-made guests that killed commands left as they made templates. For whoever holds the pool's lock alone:
+/// whoever makes one holds it too.
+///
+/// # Errors
+/// When guests cannot be listed.
+pub(super) fn unfinished(env: Env<'_>) -> Result<Vec<GuestName>> {
+    let layout = &env.settings.layout;
+    let names = guest::list(layout)?.into_iter().map(|entry| entry.name().clone()).filter(|name| {
+        let id = name.as_str().strip_prefix(MAKING).map(str::parse::<TemplateId>);
+        matches!(id, Some(Ok(_))) && guest::get(layout, name).is_err()
+    });
+    Ok(names.collect())
 }
 
 /// What of a template's surroundings is not as it was; `None` when it could be used now.
@@ -284,7 +302,7 @@ pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base) -> Result<Templ
     if let Some(made) = store::load(layout, &id)? {
         return Ok(made);
     }
-    let name: GuestName = format!("virga-template-{id}").parse()?;
+    let name: GuestName = format!("{MAKING}{id}").parse()?;
     destroy::destroy(env, &name)?;
 
     env.reporter.note(&format!("making template {id}: one boot, for all guests like this one"));

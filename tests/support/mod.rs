@@ -2,6 +2,7 @@
 //! real images, a real published stream and its real server.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod moments;
 pub mod slow;
 
 use std::ffi::OsStr;

@@ -48,7 +48,7 @@ fn write(qmp: &mut Qmp, to: &Saved) -> Result<()> {
         // A clone's cable is out until `connect`.
         qmp.command("set_link", json!({"name": NETDEV, "up": false}))?;
     }
-    qmp.command("migrate", uri(&to.state)?)?;
+    qmp.command("migrate", file(&to.state)?)?;
     settled(qmp)
 }
 
@@ -78,7 +78,7 @@ fn run_on(qmp: &mut Qmp) -> Result<()> {
 pub(super) fn load(socket: &Path, from: &Saved) -> Result<()> {
     let mut qmp = Qmp::connect(socket, PATIENCE)?;
     prepare(&mut qmp, from)?;
-    qmp.command("migrate-incoming", uri(&from.state)?)?;
+    qmp.command("migrate-incoming", file(&from.state)?)?;
     settled(&mut qmp)
 }
 
@@ -97,9 +97,11 @@ fn prepare(qmp: &mut Qmp, saved: &Saved) -> Result<()> {
     qmp.command("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED})).map(drop)
 }
 
-fn uri(path: &Path) -> Result<Value> {
+/// As JSON: in QEMU's `file:` addresses a comma has a meaning.
+fn file(path: &Path) -> Result<Value> {
     let path = path.to_str().ok_or_else(|| Error::failed("the path of a saved machine is not UTF-8"))?;
-    Ok(json!({"uri": format!("file:{path}")}))
+    let address = json!({"transport": "file", "filename": path, "offset": 0});
+    Ok(json!({"channels": [{"channel-type": "main", "addr": address}]}))
 }
 
 fn settled(qmp: &mut Qmp) -> Result<()> {

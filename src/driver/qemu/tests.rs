@@ -188,6 +188,72 @@ fn a_guest_from_start_to_finish() {
     assert!(plan.runtime.exists(), "the folder of sockets comes back as after a restart of the host");
 }
 
+/// The greeting comes once: whatever is loaded went on from where it was saved.
+#[rstest::rstest]
+#[case::with_its_memory_beside(true)]
+#[case::all_in_one_file(false)]
+fn what_was_saved_goes_on_elsewhere(#[case] beside: bool) {
+    let rig = Rig::new();
+    let driver = &rig.driver;
+    let one = rig.talking("one", b"hello\r\n\0", true);
+    // `,offset=` has a meaning in QEMU's addresses of files.
+    let saved = Saved {
+        state: rig.home.path().join("st,offset=4,ate"),
+        memory: beside.then(|| rig.home.path().join("mem,ory")),
+    };
+    let memory = saved.memory.as_deref();
+    if let Some(path) = memory {
+        fs::write_new(path, b"", 0o600).unwrap();
+    }
+    driver.create(&one).unwrap();
+    assert!(driver.save(&one, &saved).unwrap_err().to_string().contains("not running"));
+    driver.start(&one, memory.map_or(Begin::Boot, Begin::BootInto)).unwrap();
+    eventually("its greeting", || driver.console_tail(&one, 2).unwrap() == ["hello"]);
+    driver.release(&one).unwrap();
+    assert_eq!(driver.status(&one).unwrap(), Status::Running, "nothing was to be released");
+
+    // A save that fails lets it run on.
+    let nowhere = Saved { state: rig.home.path().join("no/state"), ..saved.clone() };
+    driver.save(&one, &nowhere).unwrap_err();
+    assert_eq!(driver.status(&one).unwrap(), Status::Running);
+    driver.save(&one, &saved).unwrap();
+    assert_eq!(driver.status(&one).unwrap(), Status::Paused);
+    driver.release(&one).unwrap();
+    assert_eq!(driver.status(&one).unwrap(), Status::Running, "a save can be called off until the end");
+    fs::remove_file(&saved.state).unwrap();
+    driver.save(&one, &saved).unwrap();
+    driver.stop(&one, Stop::Force).unwrap();
+    let content = |path: &Path| fs::read(path, 1 << 30).unwrap();
+    let before = memory.map(content);
+
+    let two = GuestPlan { disks: one.disks.clone(), ..rig.plan("two") };
+    driver.create(&two).unwrap();
+    driver.start(&two, Begin::Empty(memory)).unwrap();
+    driver.load(&two, &saved).unwrap();
+    assert_eq!(driver.status(&two).unwrap(), Status::Paused);
+    driver.release(&two).unwrap();
+    driver.connect(&two).unwrap();
+    assert_eq!(driver.status(&two).unwrap(), Status::Running);
+    driver.stop(&two, Stop::Graceful(Duration::from_secs(60))).unwrap();
+    assert_eq!(driver.console_tail(&two, 2).unwrap(), Vec::<String>::new());
+    assert!(memory.map(content) == before, "a clone changed the memory that it maps");
+}
+
+#[test]
+fn nonsense_is_not_loaded_and_nothing_is_left() {
+    let rig = Rig::new();
+    let plan = rig.plan("web");
+    let saved = Saved { state: rig.home.path().join("state"), memory: None };
+    fs::write_new(&saved.state, &[7; 5000], 0o600).unwrap();
+    rig.driver.create(&plan).unwrap();
+    rig.driver.start(&plan, Begin::Empty(None)).unwrap();
+    assert_eq!(rig.driver.status(&plan).unwrap(), Status::Paused);
+    let error = rig.driver.load(&plan, &saved).unwrap_err();
+    assert!(!error.causes().is_empty(), "{error}");
+    rig.driver.stop(&plan, Stop::Force).unwrap();
+    assert!(rig.running().is_empty());
+}
+
 #[test]
 fn a_deaf_guest_times_out_and_goes_by_force() {
     let rig = Rig::new();

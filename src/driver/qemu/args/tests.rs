@@ -88,3 +88,23 @@ fn a_long_name_is_cut_as_the_kernel_cuts_it() {
     let name: GuestName = "a-rather-long-name".parse().unwrap();
     assert_eq!(process_name(&name), "virga-a-rather-");
 }
+
+#[test]
+fn how_it_begins_decides_on_memory_and_networks() {
+    let plan = plan("web", Path::new("/g"), Path::new("/r"));
+    let memory = Path::new("/t/mem,ory");
+    let said = |begin: Begin<'_>| {
+        let args = argv(&plan, Accelerator::Tcg, begin).unwrap();
+        let first = |flag: &str| values(&args, flag).next().unwrap_or_default().to_owned();
+        (first("-object"), first("-incoming"), first("-netdev").contains("id=spare"), first("-machine"))
+    };
+    let ram = "memory-backend-file,id=pc.ram,size=128M,mem-path=/t/mem,,ory";
+    let with_ram = format!("{MACHINE},memory-backend=pc.ram");
+    let none = String::new;
+    assert_eq!(said(Begin::Boot), (none(), none(), true, MACHINE.to_owned()));
+    assert_eq!(said(Begin::Empty(None)), (none(), "defer".to_owned(), true, MACHINE.to_owned()));
+    let template = (format!("{ram},share=on"), none(), false, with_ram.clone());
+    assert_eq!(said(Begin::BootInto(memory)), template);
+    let clone = (format!("{ram},share=off,readonly=on,rom=off"), "defer".to_owned(), true, with_ram);
+    assert_eq!(said(Begin::Empty(Some(memory))), clone);
+}

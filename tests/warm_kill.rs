@@ -1,0 +1,139 @@
+//! SIGKILL at any moment of making a template, of resuming a clone, of saving
+//! a guest and of starting it again: nothing half-made is used, and the next
+//! command repairs.
+
+#![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
+
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::moments::{Moments, killed_after};
+use support::{Home, SMALL, WARM, image, in_guest, names, sha256, text, wait_for};
+
+fn template_args() -> impl Iterator<Item = &'static str> {
+    ["template", "create", "--image", image().to_str().unwrap()].into_iter().chain(SMALL)
+}
+
+fn create_args(name: &str) -> impl Iterator<Item = &str> {
+    ["create", name, "--image", image().to_str().unwrap()].into_iter().chain(WARM)
+}
+
+/// The processes that a killed command left to the next one.
+fn machines(home: &Home) -> usize {
+    home.processes().iter().filter(|line| line.contains("qemu-system")).count()
+}
+
+#[test]
+fn a_killed_template_is_none() {
+    let home = Home::with_key();
+    let mut moments = Moments::new();
+    for _ in 0..4 {
+        let (seed, delay) = moments.next(Duration::from_secs(3));
+        assert!(killed_after(delay, &mut home.virga(template_args())), "made after {delay:?}, seed {seed}");
+        nothing_is_made(&home);
+    }
+    // At the other end: while it is written.
+    let mut child = home.virga(template_args()).spawn().unwrap();
+    let guests = home.state().join("guests");
+    let saving = || {
+        let halfway = names(&guests).first().is_some_and(|name| guests.join(name).join("template/state").exists());
+        halfway || child.try_wait().unwrap().is_some()
+    };
+    wait_for("the moment when it is saved", Duration::from_secs(300), saving);
+    let (seed, delay) = moments.next(Duration::from_millis(300));
+    std::thread::sleep(delay);
+    child.kill().unwrap();
+    if child.wait().unwrap().success() {
+        // It may have been quicker; what is there is whole then.
+        home.ok(["template", "verify"]);
+        let id = home.json(["template", "list"])[0]["id"].as_str().unwrap().to_owned();
+        home.ok(["template", "remove", &id]);
+    } else if home.json(["template", "list"]) == serde_json::json!([]) {
+        nothing_is_made(&home);
+    } else {
+        // Killed between its last step and the removal of the guest that it was made of.
+        home.ok(["template", "verify"]);
+    }
+
+    // What is left goes with the next command of its kind, or with a prune.
+    home.ok(["prune"]);
+    assert_eq!(names(&guests), Vec::<String>::new(), "seed {seed}");
+    assert_eq!(machines(&home), 0, "seed {seed}");
+    let (_, delay) = moments.next(Duration::from_secs(2));
+    killed_after(delay, &mut home.virga(template_args()));
+    let output = home.output(["-v"].into_iter().chain(create_args("guest")));
+    assert!(output.status.success() && text(&output.stderr).contains("renewed"), "{}", text(&output.stderr));
+    assert_eq!(names(&guests), ["guest"]);
+    assert_eq!(machines(&home), 1);
+    home.ok(["destroy", "guest"]);
+    home.assert_nothing_left();
+}
+
+fn nothing_is_made(home: &Home) {
+    assert_eq!(home.json(["template", "list"]), serde_json::json!([]));
+    let guests = home.json(["list"]);
+    assert!(guests.as_array().unwrap().iter().all(|guest| guest["state"] == "half-made"), "{guests}");
+}
+
+#[test]
+fn a_killed_clone_is_none() {
+    let home = Home::with_key().warm();
+    let start = Instant::now();
+    home.ok(create_args("whole"));
+    let whole = start.elapsed();
+    let folder = home.json(["template", "list"])[0]["folder"].as_str().unwrap().to_owned();
+    let memory = sha256(&Path::new(&folder).join("memory"));
+
+    let (mut hits, mut kills, mut moments) = (0, 0, Moments::new());
+    while hits < 12 {
+        let (seed, delay) = moments.next(whole);
+        hits += usize::from(killed_after(delay, &mut home.virga(create_args("clone"))));
+        kills += 1;
+        assert!(kills < 100, "only {hits} of {kills} kills hit a command at work");
+        let guests = home.json(["list"]);
+        if let Some(clone) = guests.as_array().unwrap().iter().find(|guest| guest["name"] == "clone") {
+            if clone["state"] == "half-made" {
+                for command in ["start", "ssh", "wait"] {
+                    let error = home.fails(1, [command, "clone"]);
+                    assert!(error.contains("virga destroy clone"), "{error}, seed {seed}");
+                }
+            } else {
+                home.ok(["wait", "clone", "--timeout", "1m"]);
+                assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n", "after {delay:?}, seed {seed}");
+            }
+            home.ok(["destroy", "clone"]);
+        }
+        assert_eq!(machines(&home), 1, "after {delay:?}, seed {seed}");
+    }
+    home.ok(create_args("clone").chain(["--wait"]));
+    assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n");
+    assert_eq!(sha256(&Path::new(&folder).join("memory")), memory);
+    home.ok(["destroy", "clone", "whole"]);
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_killed_save_or_start_loses_nothing() {
+    let home = Home::with_key().warm();
+    home.ok(create_args("guest"));
+    home.ok(["wait", "guest", "--timeout", "1m"]);
+    in_guest(&home, "guest", "echo here >/dev/shm/note");
+    let ask = "cat /proc/sys/kernel/random/boot_id /dev/shm/note";
+    let before = in_guest(&home, "guest", ask);
+
+    let mut moments = Moments::new();
+    for command in ["save", "start"].repeat(5) {
+        // From the other state each time.
+        home.ok([if command == "save" { "start" } else { "save" }, "guest"]);
+        let (seed, delay) = moments.next(Duration::from_millis(900));
+        killed_after(delay, &mut home.virga([command, "guest"]));
+        home.ok(["start", "guest"]);
+        let after = in_guest(&home, "guest", ask);
+        assert_eq!(after, before, "{command} killed after {delay:?}, seed {seed}");
+        assert_eq!(machines(&home), 1, "{command} killed after {delay:?}, seed {seed}");
+    }
+    home.ok(["destroy", "guest"]);
+    home.assert_nothing_left();
+}
