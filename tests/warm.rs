@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use support::{Home, SMALL, image, in_guest, names, run, sha256, text, write};
+use support::{Home, SMALL, WARM, image, in_guest, names, run, sha256, text, write};
 
 /// What a clone is asked, one line an answer. The last one: the remainder of a TCP sequence number
 /// once the clock is taken off (`net/core/secure_seq.c` adds one for every 64 ns), before and after.
@@ -108,6 +108,58 @@ fn clones_are_machines_of_their_own_and_bad_templates_are_refused() {
     home.assert_nothing_left();
 }
 
+/// Another machine is another template, and a clone has what was asked for.
+#[test]
+fn what_is_asked_for_is_what_a_clone_has() {
+    let home = Home::with_key().warm();
+    let args = ["create", "big", "--warm", "--wait", "--image", image().to_str().unwrap()];
+    home.ok(args.into_iter().chain(["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"]));
+    let has = in_guest(&home, "big", "nproc; awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo; lsblk -bdno SIZE");
+    let has: Vec<u64> = has.lines().map(|line| line.trim().parse().unwrap()).collect();
+    assert!(has[0] == 1 && (550..640).contains(&has[1]) && has.contains(&(5 << 30)), "{has:?}");
+    home.ok(["destroy", "big"]);
+    let listed = home.json(["template", "list"]);
+    let big = listed.as_array().unwrap().iter().find(|it| it["key"]["cpus"] == 1).unwrap();
+    home.ok(["template", "remove", big["id"].as_str().unwrap()]);
+    home.assert_nothing_left();
+}
+
+/// Its orders never reach it: it is killed, and never handed out.
+#[test]
+fn a_clone_that_does_not_renew_is_killed() {
+    let home = Home::with_key().warm();
+    let deaf = r#"case " $* " in *" -incoming "*)
+  for arg; do
+    shift
+    case $arg in socket,id=renewal,*) arg=socket,id=nobody,${arg#socket,id=renewal,} ;; esac
+    set -- "$@" "$arg"
+  done
+  set -- "$@" -chardev null,id=renewal ;;
+esac"#;
+    let output = home
+        .virga(["create", "cold", "--image", image().to_str().unwrap()].into_iter().chain(WARM))
+        .env("PATH", wrapped(&home, deaf))
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("said nothing") && said.contains("starting cold"), "{said}");
+    let machines: Vec<String> = home.processes().into_iter().filter(|line| line.contains("qemu-system")).collect();
+    assert!(machines.len() == 1 && !machines[0].contains("-incoming"), "{machines:?}");
+    assert_eq!(names(&home.state().join("guests")), ["cold"]);
+    home.ok(["destroy", "cold"]);
+    home.assert_nothing_left();
+}
+
+/// A `PATH` with a QEMU that does this first.
+fn wrapped(home: &Home, first: &str) -> String {
+    let real = run("sh", ["-c", "command -v qemu-system-x86_64"]);
+    let wrapper = home.path("bin/qemu-system-x86_64");
+    std::fs::create_dir(home.path("bin")).unwrap();
+    write(&wrapper, &format!("#!/bin/sh\n{first}\nexec {} \"$@\"\n", real.trim()));
+    run("chmod", ["755", wrapper.to_str().unwrap()]);
+    format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap())
+}
+
 fn clone_of(home: &Home, name: &str) -> Clone {
     let said = warm(home, name);
     let drawn = said.split("drawn=\"").nth(1).unwrap_or_else(|| panic!("no warm start: {said}"));
@@ -153,6 +205,19 @@ fn saved_and_restored(home: &Home) {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     assert!((now - clock).abs() < 1.5, "the clock stands where it was saved: {clock} against {now}");
     assert_eq!(names(&home.state().join("guests/two")).iter().filter(|name| name.starts_with("saved")).count(), 0);
+
+    // What is in a saved guest's memory goes by force alone.
+    let state = || {
+        let listed = home.json(["list"]);
+        let two = listed.as_array().unwrap().iter().find(|guest| guest["name"] == "two").unwrap().clone();
+        two["state"].as_str().unwrap().to_owned()
+    };
+    home.ok(["save", "two"]);
+    home.ok(["stop", "two"]);
+    assert_eq!(state(), "saved");
+    home.ok(["stop", "--force", "two"]);
+    assert_eq!(state(), "stopped");
+    home.fails(1, ["save", "two"]);
 }
 
 fn user_data_runs_in_a_clone(home: &Home) {
@@ -193,6 +258,16 @@ fn damaged_files_are_refused(home: &Home, folder: &Path) {
         cold(home, "is not what was saved");
         file.write_all_at(&byte, at).unwrap();
     }
+    let (memory, aside) = (folder.join("memory"), folder.join("aside"));
+    let size = memory.metadata().unwrap().len();
+    std::fs::rename(&memory, &aside).unwrap();
+    cold(home, "is missing");
+    // Shorter, and as long as it was but somebody else's.
+    for length in [size - 4096, size] {
+        std::fs::File::create(&memory).unwrap().set_len(length).unwrap();
+        cold(home, "is not what was saved");
+    }
+    std::fs::rename(&aside, &memory).unwrap();
     let record = folder.join("template.json");
     let good = std::fs::read_to_string(&record).unwrap();
     write(&record, &good.replace("\"cpus\": 2", "\"cpus\": 3"));
@@ -203,18 +278,7 @@ fn damaged_files_are_refused(home: &Home, folder: &Path) {
 }
 
 fn another_qemu_is_refused(home: &Home) {
-    let real = run("sh", ["-c", "command -v qemu-system-x86_64"]);
-    let wrapper = home.path("bin/qemu-system-x86_64");
-    std::fs::create_dir(home.path("bin")).unwrap();
-    write(
-        &wrapper,
-        &format!(
-            "#!/bin/sh\n[ \"$1\" != --version ] || {{ echo 'QEMU emulator version 99'; exit; }}\nexec {} \"$@\"\n",
-            real.trim()
-        ),
-    );
-    run("chmod", ["755", wrapper.to_str().unwrap()]);
-    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+    let path = wrapped(home, "[ \"$1\" != --version ] || { echo 'QEMU emulator version 99'; exit; }");
     let args = ["create", "cold", "--warm", "--image", image().to_str().unwrap()];
     let output = home.virga(args.into_iter().chain(SMALL)).env("PATH", path).output().unwrap();
     let said = text(&output.stderr);

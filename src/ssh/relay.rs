@@ -26,6 +26,8 @@ pub(super) fn offer(server: Answered) -> Result<SocketAddr> {
     listener.set_nonblocking(true).context(|| "listening on loopback".into())?;
     std::thread::spawn(move || {
         let client = poll::until(&Deadline::after(PATIENCE), STEP, || Ok(listener.accept().ok()));
+        // Whoever comes second is refused, and does not wait for an answer.
+        drop(listener);
         // A connection that fails here is one that fails in `ssh`, which says so.
         if let Ok(Some((client, _))) = client {
             let _ = carry(client, server);
@@ -50,4 +52,35 @@ fn carry(mut client: TcpStream, server: Answered) -> io::Result<()> {
 fn pump(mut from: TcpStream, mut to: TcpStream) {
     let _ = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::ssh::probe::Banner;
+
+    #[test]
+    fn what_was_received_comes_first_and_ends_are_passed_on() {
+        let there = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(there.local_addr().unwrap()).unwrap();
+        let (mut server, _) = there.accept().unwrap();
+        let received = b"SSH-2.0-x\r\n".to_vec();
+        let addr = offer(Answered { banner: Banner("SSH-2.0-x".into()), received, stream }).unwrap();
+
+        let mut client = TcpStream::connect(addr).unwrap();
+        server.write_all(b"more").unwrap();
+        client.write_all(b"question").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut asked = String::new();
+        server.read_to_string(&mut asked).unwrap();
+        assert_eq!(asked, "question");
+        drop(server);
+        let mut told = String::new();
+        client.read_to_string(&mut told).unwrap();
+        assert_eq!(told, "SSH-2.0-x\r\nmore");
+        // It was there for one client.
+        assert!(TcpStream::connect(addr).is_err());
+    }
 }

@@ -128,7 +128,7 @@ impl Template {
 /// name. The files are on disk before that, whatever happens afterwards.
 ///
 /// # Errors
-/// When something cannot be written; [`Kind::Exists`] when there is one already.
+/// When something cannot be written, or there is one already: that one stays.
 pub fn publish(layout: &Layout, staged: &TemplateFiles, key: Key, facts: Facts) -> Result<Template> {
     sum::dig_holes(&staged.memory())?;
     let files = Files {
@@ -210,3 +210,6 @@ pub fn sweep(layout: &Layout, dry_run: bool) -> Result<usize> {
     }
     Ok(swept)
 }
+
+#[cfg(test)]
+mod tests;
