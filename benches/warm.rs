@@ -153,7 +153,8 @@ fn stages(kind: &str, runs: &[Run]) {
             all.entry(number).or_insert_with(|| (stage.clone(), Vec::new())).1.push(*took);
         }
     }
-    let line: Vec<String> = all.into_values().map(|(stage, times)| format!("{stage} {} ms", median(times).as_millis())).collect();
+    let line: Vec<String> =
+        all.into_values().map(|(stage, times)| format!("{stage} {} ms", median(times).as_millis())).collect();
     let totals: Vec<String> = runs.iter().map(|run| format!("{:.2?}", run.total)).collect();
     println!("    {kind}: {}; all runs: {}", line.join(", "), totals.join(" "));
 }

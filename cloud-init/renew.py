@@ -363,7 +363,7 @@ def first_boot():
 
 def main():
     global LIBC
-    channel = None
+    channel = orders = None
     try:
         # All that is needed later is loaded now: a clone waits for no disk.
         LIBC = ctypes.CDLL(None, use_errno=True)
@@ -418,6 +418,7 @@ def main():
         network_card(old["card"], name, orders["address"])
         os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
         os.close(channel)
+        channel = None
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         if not orders["first_boot"]:
             online(name)
@@ -428,9 +429,14 @@ def main():
             first_boot()
         tidy()
     except Exception as error:  # whatever it is, the host is to hear of it
+        why = "%s: %s" % (type(error).__name__, error)
+        if orders and channel is None:
+            # It was handed out. Whoever waits for cloud-init's result gets one.
+            write(RESULT, json.dumps({"v1": {"datasource": None, "errors": ["renewal of the clone: " + why]}}))
+            sys.exit(1)
         if channel is None:
             channel = open_channel()
-        os.write(channel, json.dumps({"failed": "%s: %s" % (type(error).__name__, error)}).encode() + b"\n")
+        os.write(channel, json.dumps({"failed": why}).encode() + b"\n")
         sys.exit(1)
 
 

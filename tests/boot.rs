@@ -14,7 +14,7 @@ use support::{Home, Mirror, SMALL, WARM, image, in_guest, names, os_release, run
 
 /// A signed stream → sync → create → wait → ssh → stop → start → destroy.
 #[test]
-fn from_a_signed_stream_to_a_guest_and_back() {
+fn a_boot_from_a_signed_stream_and_back() {
     let home = Home::with_key();
     let (os, release) = (os_release("ID"), os_release("VERSION_CODENAME"));
     let filter = format!("release={release}");
@@ -49,6 +49,21 @@ fn from_a_signed_stream_to_a_guest_and_back() {
     identity_and_first_boot(&home, free);
     seed_is_valid_to_cloud_init(&home);
 
+    home.ok(["destroy", "web"]);
+    drop(mirror);
+    home.assert_nothing_left();
+    assert!(std::net::TcpListener::bind(("127.0.0.1", free)).is_ok(), "the forwarded port is still taken");
+    assert_eq!(blob.file_name().unwrap().to_str().unwrap(), sha256(&blob), "guests changed the image");
+}
+
+/// The power button, and a start from the disk: for a clone, the first boot of its own.
+#[test]
+fn a_stopped_guest_starts_again() {
+    let home = Home::with_key().warm();
+    write(&home.path("once.sh"), "#!/bin/sh\necho once >>/var/lib/from-script\n");
+    let once = home.path("once.sh");
+    let args = ["create", "web", "--wait", "--timeout", "5m", "--run-script-once", once.to_str().unwrap()];
+    home.ok(args.into_iter().chain(["--image", image().to_str().unwrap()]).chain(WARM));
     let before = in_guest(&home, "web", "cat /proc/sys/kernel/random/boot_id");
     home.ok(["stop", "web"]);
     assert_eq!(state(&home, "web"), "stopped");
@@ -59,11 +74,10 @@ fn from_a_signed_stream_to_a_guest_and_back() {
     assert_ne!(in_guest(&home, "web", "cat /proc/sys/kernel/random/boot_id"), before);
     assert_eq!(in_guest(&home, "web", "cat /var/lib/from-script"), "once\n", "a script runs once, not once a boot");
 
+    let rest = in_guest(&home, "web", "hostname; ls -d /run/virga /etc/systemd/network/*virga* 2>/dev/null || true");
+    assert_eq!(rest, "web\n", "something of the renewal came back");
     home.ok(["destroy", "web"]);
-    drop(mirror);
     home.assert_nothing_left();
-    assert!(std::net::TcpListener::bind(("127.0.0.1", free)).is_ok(), "the forwarded port is still taken");
-    assert_eq!(blob.file_name().unwrap().to_str().unwrap(), sha256(&blob), "guests changed the image");
 }
 
 fn state(home: &Home, name: &str) -> String {

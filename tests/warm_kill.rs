@@ -6,14 +6,18 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
-use support::{Home, SMALL, WARM, image, in_guest, names, sha256, text, wait_for};
+use support::{Home, WARM, image, in_guest, names, sha256, text, wait_for};
+
+/// Not the machine of all other tests: it is another template.
+const OTHER: [&str; 8] = ["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"];
 
 fn template_args() -> impl Iterator<Item = &'static str> {
-    ["template", "create", "--image", image().to_str().unwrap()].into_iter().chain(SMALL)
+    ["template", "create", "--image", image().to_str().unwrap()].into_iter().chain(OTHER)
 }
 
 fn create_args(name: &str) -> impl Iterator<Item = &str> {
@@ -63,12 +67,27 @@ fn a_killed_template_is_none() {
     assert_eq!(machines(&home), 0, "seed {seed}");
     let (_, delay) = moments.next(Duration::from_secs(2));
     killed_after(delay, &mut home.virga(template_args()));
-    let output = home.output(["-v"].into_iter().chain(create_args("guest")));
+    let args = ["-v", "create", "guest", "--warm", "--wait", "--image", image().to_str().unwrap()];
+    let output = home.output(args.into_iter().chain(OTHER));
     assert!(output.status.success() && text(&output.stderr).contains("renewed"), "{}", text(&output.stderr));
     assert_eq!(names(&guests), ["guest"]);
     assert_eq!(machines(&home), 1);
+    private(Path::new(home.json(["template", "list"])[0]["folder"].as_str().unwrap()));
+    what_was_asked_for_is_there(&home);
     home.ok(["destroy", "guest"]);
     home.assert_nothing_left();
+}
+
+fn private(folder: &Path) {
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(folder), 0o700);
+    assert!(names(folder).iter().all(|name| mode(&folder.join(name)) == 0o600));
+}
+
+fn what_was_asked_for_is_there(home: &Home) {
+    let has = in_guest(home, "guest", "nproc; awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo; lsblk -bdno SIZE");
+    let has: Vec<u64> = has.lines().map(|line| line.trim().parse().unwrap()).collect();
+    assert!(has[0] == 1 && (550..640).contains(&has[1]) && has.contains(&(5 << 30)), "{has:?}");
 }
 
 fn nothing_is_made(home: &Home) {

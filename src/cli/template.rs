@@ -22,7 +22,12 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make the template for a machine: boots a guest once and saves it
-    Create(MachineArgs),
+    Create {
+        #[command(flatten)]
+        machine: MachineArgs,
+        #[command(flatten)]
+        format: FormatArg,
+    },
     /// List the templates
     #[command(visible_alias = "ls")]
     List {
@@ -61,12 +66,15 @@ enum Command {
 /// As the functions of [`template`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     match args.command {
-        Command::Create(machine) => {
+        Command::Create { machine, format } => {
             let (made, new) = template::create(env, &machine.request())?;
             if !new {
                 env.reporter.note("there is one already");
             }
-            term::data(&format!("{}\n", made.id));
+            match format.format {
+                Format::Json => render::json(&value_of(&template::info(env, &made.id)?))?,
+                _ => term::data(&format!("{}\n", made.id)),
+            }
         }
         Command::List { format } => listing(&template::list(env)?, format.format)?,
         Command::Info { id, format } => info(&template::info(env, &id)?, format.format)?,

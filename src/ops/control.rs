@@ -28,6 +28,7 @@ pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
         Status::Paused | Status::Running if state.exists() => driver.stop(plan, Stop::Force)?,
         Status::Paused => {
             driver.release(plan)?;
+            right_clock(env, &held.record);
             return Ok(true);
         }
         Status::Running => return Ok(false),
@@ -63,10 +64,15 @@ fn resume(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -> R
     // In this order: from here on the file is not what the guest is any more.
     fs::remove_file(&saved.state)?;
     driver.release(plan)?;
-    if let Err(error) = set_clock(env, record) {
-        env.reporter.warn(&format!("the clock of '{}' stands where it was saved: {error}", plan.name));
-    }
+    right_clock(env, record);
     Ok(())
+}
+
+/// A guest that was held has missed the time. What stands in the way is a warning: it runs.
+fn right_clock(env: Env<'_>, record: &Record) {
+    if let Err(error) = set_clock(env, record) {
+        env.reporter.warn(&format!("the clock of '{}' stands where it was saved: {error}", record.name()));
+    }
 }
 
 /// Over SSH, as the guest's user: what was saved has no service of ours in it.
@@ -107,7 +113,15 @@ pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
     let unfinished = state.with_extension("new");
     fs::remove_file(&unfinished)?;
     driver.save(&held.record.plan, &Saved { state: unfinished.clone(), memory: None })?;
-    fs::rename(&unfinished, &state)?;
+    let kept = || {
+        let whole = fs::open(&unfinished)?.sync_all();
+        whole.map_err(|error| fs::explain(error, "writing", &unfinished))?;
+        fs::rename(&unfinished, &state)
+    };
+    if let Err(error) = kept() {
+        driver.release(&held.record.plan)?;
+        return Err(error);
+    }
     driver.stop(&held.record.plan, Stop::Force)?;
     Ok(true)
 }
@@ -120,15 +134,25 @@ pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
 pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     let held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
+    let plan = &held.record.plan;
+    let state = env.settings.layout.guest_files(name).saved();
     if how == Stop::Force {
-        fs::remove_file(&env.settings.layout.guest_files(name).saved())?;
+        fs::remove_file(&state)?;
     }
-    if !driver.status(&held.record.plan)?.is_alive() {
-        return Ok(false);
-    }
+    let how = match driver.status(plan)? {
+        Status::Stopped | Status::Died => return Ok(false),
+        // As in `start`: the command that saved it was killed before it ended its process.
+        _ if state.exists() => Stop::Force,
+        // One that is held is deaf to the power button.
+        Status::Paused if how != Stop::Force => {
+            driver.release(plan)?;
+            how
+        }
+        Status::Paused | Status::Running => how,
+    };
     let waiting = env.reporter.wait(name.as_str());
     waiting.stage("shutting down");
-    driver.stop(&held.record.plan, how)?;
+    driver.stop(plan, how)?;
     Ok(true)
 }
 

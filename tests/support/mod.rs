@@ -62,6 +62,16 @@ impl Home {
         self
     }
 
+    /// As [`warm`](Self::warm), with a copy of the template, to be damaged.
+    pub fn warm_apart(self) -> Self {
+        let home = self.warm();
+        let templates = home.state().join("templates");
+        let shared = std::fs::read_link(&templates).unwrap();
+        std::fs::remove_file(&templates).unwrap();
+        run("cp", [OsStr::new("-a"), OsStr::new("--sparse=always"), shared.as_os_str(), templates.as_os_str()]);
+        home
+    }
+
     /// A path below the folder of this test.
     pub fn path(&self, rest: &str) -> PathBuf {
         self.dir.path().join(rest)
