@@ -58,7 +58,7 @@ fn a_boot_from_a_signed_stream_and_back() {
 
 /// The power button, and a start from the disk: for a clone, the first boot of its own.
 #[test]
-fn a_stopped_guest_starts_again() {
+fn a_clone_that_was_stopped_starts_again() {
     let home = Home::with_key().warm();
     write(&home.path("once.sh"), "#!/bin/sh\necho once >>/var/lib/from-script\n");
     let once = home.path("once.sh");
