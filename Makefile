@@ -36,7 +36,8 @@ test: ## every test, real boots included
 
 test-drivers: ## only the tests that boot guests
 	@tests/image/build >/dev/null
-	$(CARGO) test --locked --test boot --test ssh --test warm --test warm_kill
+	$(CARGO) test --locked --test access --test boot --test cluster --test conformance --test containers --test machine --test networks --test run --test ssh --test uvt \
+		--test verbs --test warm --test warm_kill
 
 dist: ## build the binary that is installed (takes minutes)
 	$(CARGO) build --profile dist --locked

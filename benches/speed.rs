@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use table::{Row, median, tool};
 use virga::base::ByteSize;
-use virga::base::plan::{DiskFormat, InstanceId, Mac};
+use virga::base::nic::Mac;
+use virga::base::plan::{DiskFormat, InstanceId};
 use virga::{disk, seed, stream};
 
 const VIRGA: &str = env!("CARGO_BIN_EXE_virga");
@@ -48,7 +49,8 @@ fn seed_image(dir: &Path) -> Row {
     let request = seed::SeedRequest {
         name: "bench".parse().expect("a name"),
         instance_id: InstanceId::generate().expect("an id"),
-        mac: Mac::generate().expect("an address"),
+        macs: vec![Mac::generate().expect("an address")],
+        cards_have_names: false,
         host_keys: Vec::new(),
         authorized_keys: vec!["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx0 bench".into()],
         password: None,

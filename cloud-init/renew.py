@@ -186,6 +186,8 @@ def strip():
     remove(
         "/etc/ssh/ssh_host_*", "/var/lib/systemd/random-seed", "/var/lib/dhcp/*", "/var/lib/NetworkManager/*",
         "/run/systemd/netif/leases/*", "/run/systemd/netif/lldp/*", "/root/.ssh", "/root/.bash_history",
+        "/var/lib/systemd/credential.secret", "/etc/iscsi/initiatorname.iscsi", "/etc/ssl/private/ssl-cert-snakeoil.key",
+        "/etc/hostid", "/etc/nvme/hostnqn", "/etc/nvme/hostid",
     )
     for folder, _, files in os.walk("/var/log"):
         for path in (os.path.join(folder, file) for file in files):
@@ -206,7 +208,8 @@ def hold_network():
     os.mkfifo(HOLD)
     os.chmod(HOLD, 0o644)
     os.makedirs(HELD)
-    line = "ExecStart=!!/bin/sh -c 'read go <%s; exec %s'" % (HOLD, argv)
+    # Without the pipe, as when it is restarted later, nothing holds it.
+    line = "ExecStart=!!/bin/sh -c '[ ! -p %s ] || read go <%s; exec %s'" % (HOLD, HOLD, argv)
     write(HELD + "/virga.conf", "[Service]\nExecStart=\n%s\n" % line)
     need("systemctl", "daemon-reload")
     need("systemctl", "start", "--no-block", NETWORK)
@@ -412,6 +415,7 @@ def main():
         network_files(orders, old)
         os.write(held, b"\n")
         os.close(held)
+        os.remove(HOLD)
         os.kill(network, signal.SIGCONT)
         names_and_logins(orders, old)
         os.kill(-1, signal.SIGCONT)

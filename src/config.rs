@@ -12,7 +12,7 @@ use std::time::Duration;
 use etcetera::BaseStrategy as _;
 use serde::Deserialize;
 
-use crate::base::plan::{Accel, DriverKind};
+use crate::base::plan::{Accel, DriverChoice, DriverKind};
 use crate::base::{ByteSize, Context as _, Error, Kind, Layout, Result, fs};
 
 /// The state folder. Default: `/var/lib/virga` for root, `$XDG_DATA_HOME/virga` else.
@@ -23,6 +23,24 @@ pub const VIRGA_RUNTIME_DIR: &str = "VIRGA_RUNTIME_DIR";
 pub const VIRGA_CONFIG: &str = "VIRGA_CONFIG";
 /// What to log, as in `debug` or `virga::fetch=trace`.
 pub const VIRGA_LOG: &str = "VIRGA_LOG";
+/// The daemon to talk to, as in `qemu:///system` or `incus://REMOTE`.
+pub const VIRGA_CONNECT: &str = "VIRGA_CONNECT";
+/// The same for all of libvirt's clients; the configuration file and [`VIRGA_CONNECT`] win.
+pub const LIBVIRT_DEFAULT_URI: &str = "LIBVIRT_DEFAULT_URI";
+/// The Incus daemon's socket.
+pub const INCUS_SOCKET: &str = "INCUS_SOCKET";
+/// The Incus daemon's folder, in which its socket is.
+pub const INCUS_DIR: &str = "INCUS_DIR";
+/// The LXD daemon's folder, in which its socket is.
+pub const LXD_DIR: &str = "LXD_DIR";
+/// The folder with the remotes of Incus' client. Default: `~/.config/incus`.
+pub const INCUS_CONF: &str = "INCUS_CONF";
+/// The folder with the remotes of LXD's client. Default: `~/.config/lxc`.
+pub const LXD_CONF: &str = "LXD_CONF";
+/// Where containers of classic LXC lie. Default: `/var/lib/virga-lxc`.
+pub const VIRGA_LXC_PATH: &str = "VIRGA_LXC_PATH";
+/// What uvtool's commands keep beside libvirt. Default: `/var/lib/uvtool/libvirt`.
+pub const VIRGA_UVTOOL_HOME: &str = "VIRGA_UVTOOL_HOME";
 /// The SSH agent's socket, set by the agent.
 pub const SSH_AUTH_SOCK: &str = "SSH_AUTH_SOCK";
 
@@ -32,6 +50,9 @@ pub const SSH_AUTH_SOCK: &str = "SSH_AUTH_SOCK";
 struct Fragment {
     source: Option<String>,
     driver: Option<String>,
+    connect: Option<String>,
+    libvirt_pool: Option<String>,
+    incus_pool: Option<String>,
     accel: Option<String>,
     memory: Option<String>,
     cpus: Option<u32>,
@@ -45,6 +66,9 @@ impl Fragment {
         Fragment {
             source: other.source.or(self.source),
             driver: other.driver.or(self.driver),
+            connect: other.connect.or(self.connect),
+            libvirt_pool: other.libvirt_pool.or(self.libvirt_pool),
+            incus_pool: other.incus_pool.or(self.incus_pool),
             accel: other.accel.or(self.accel),
             memory: other.memory.or(self.memory),
             cpus: other.cpus.or(self.cpus),
@@ -60,7 +84,7 @@ pub struct Defaults {
     /// Where images come from.
     pub source: String,
     /// What runs guests.
-    pub driver: DriverKind,
+    pub driver: DriverChoice,
     /// How instructions are run.
     pub accel: Accel,
     /// A guest's memory.
@@ -71,6 +95,15 @@ pub struct Defaults {
     pub disk: ByteSize,
     /// How long `wait` waits.
     pub timeout: Duration,
+}
+
+/// Where uvtool's commands find what is uvtool's.
+#[derive(Clone, Debug)]
+pub struct Uvtool {
+    /// The folder with the metadata of images, and with the pool's where we make that.
+    pub home: PathBuf,
+    /// The daemon. Always the system's unless virga's own settings name one: libvirt's variable does not count.
+    pub connect: String,
 }
 
 /// Validated settings.
@@ -84,6 +117,22 @@ pub struct Settings {
     pub user_home: Option<PathBuf>,
     /// The SSH agent's socket, if one is announced.
     pub agent_socket: Option<PathBuf>,
+    /// The daemon to talk to, where one is named.
+    pub connect: Option<String>,
+    /// libvirt's storage pool for guests' disks, where one is named.
+    pub pool: Option<String>,
+    /// The socket of the Incus or LXD daemon, where the environment names one.
+    pub incus: Option<PathBuf>,
+    /// Folders in which Incus' and LXD's own clients keep their remotes, the first one first.
+    pub incus_clients: Vec<PathBuf>,
+    /// That daemon's storage pool for guests, where one is named.
+    pub incus_pool: Option<String>,
+    /// Where containers of classic LXC lie: a folder that their own root may enter.
+    pub lxc: PathBuf,
+    /// Whether there is a display on which windows can be shown.
+    pub display: bool,
+    /// For the commands that speak uvtool's language.
+    pub uvtool: Uvtool,
     /// Fall-backs.
     pub defaults: Defaults,
 }
@@ -102,18 +151,50 @@ pub fn load() -> Result<Settings> {
     for file in config_files(&config_dirs) {
         merged = merged.overlaid(fragment(&file)?);
     }
+    let connect = text(VIRGA_CONNECT)?.or(merged.connect.take());
+    let uvtool = Uvtool {
+        home: absolute(variable(VIRGA_UVTOOL_HOME).map_or_else(|| "/var/lib/uvtool/libvirt".into(), PathBuf::from))?,
+        connect: connect.clone().unwrap_or_else(|| "qemu:///system".into()),
+    };
     Ok(Settings {
         layout: layout(root, base.as_ref().map(|base| base.data_dir()))?,
         stream_dirs: config_dirs.iter().map(|dir| dir.join("streams")).collect(),
+        incus_clients: incus_clients(user_home.as_deref()),
         user_home,
         agent_socket: variable(SSH_AUTH_SOCK).map(PathBuf::from),
+        connect: connect.or(text(LIBVIRT_DEFAULT_URI)?),
+        uvtool,
+        pool: merged.libvirt_pool.take(),
+        incus: incus_socket(),
+        incus_pool: merged.incus_pool.take(),
+        lxc: absolute(variable(VIRGA_LXC_PATH).map_or_else(|| "/var/lib/virga-lxc".into(), PathBuf::from))?,
+        display: variable("DISPLAY").or_else(|| variable("WAYLAND_DISPLAY")).is_some(),
         defaults: defaults(merged)?,
     })
+}
+
+/// What Incus' and LXD's own clients go by.
+fn incus_socket() -> Option<PathBuf> {
+    let folder = |name| variable(name).map(|folder| PathBuf::from(folder).join("unix.socket"));
+    variable(INCUS_SOCKET).map(PathBuf::from).or_else(|| folder(INCUS_DIR)).or_else(|| folder(LXD_DIR))
+}
+
+/// Where those clients look, Incus' own first; LXD's snap keeps its own.
+fn incus_clients(home: Option<&Path>) -> Vec<PathBuf> {
+    let folder = |name, usual: &str| variable(name).map(PathBuf::from).or_else(|| Some(home?.join(usual)));
+    let snap = home.map(|home| home.join("snap/lxd/common/config"));
+    [folder(INCUS_CONF, ".config/incus"), folder(LXD_CONF, ".config/lxc"), snap].into_iter().flatten().collect()
 }
 
 /// A variable's value; an empty one counts as unset.
 fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// A variable's value that must be text.
+fn text(name: &str) -> Result<Option<String>> {
+    let text = variable(name).map(OsString::into_string).transpose();
+    text.map_err(|_| Error::usage(format!("the variable {name} is not UTF-8")))
 }
 
 /// What [`VIRGA_LOG`] says.
@@ -176,7 +257,7 @@ fn defaults(merged: Fragment) -> Result<Defaults> {
     };
     Ok(Defaults {
         source: merged.source.unwrap_or_else(|| "ubuntu".into()),
-        driver: merged.driver.as_deref().map_or(Ok(DriverKind::default()), str::parse)?,
+        driver: merged.driver.as_deref().map_or(Ok(DriverKind::default().into()), str::parse)?,
         accel: merged.accel.as_deref().map_or(Ok(Accel::default()), str::parse)?,
         memory: size(merged.memory, ByteSize::MIB, ByteSize::GIB)?,
         cpus: merged.cpus.unwrap_or(1),

@@ -5,7 +5,7 @@
 //! ```text
 //! cli/    arguments, printing, progress bars, exit codes
 //! ops/    one file a promise: puts parts together
-//! parts   stream/ fetch/ pool/ disk/ seed/ guest/ template/ ssh/ driver/: strangers to each other
+//! parts   stream/ fetch/ pool/ disk/ seed/ guest/ rootfs/ template/ ssh/ session/ driver/: strangers to each other
 //! base/   shared types, path names, running programs, files, locks, waiting, undo
 //! ```
 
@@ -18,7 +18,9 @@ pub mod fetch;
 pub mod guest;
 pub mod ops;
 pub mod pool;
+pub mod rootfs;
 pub mod seed;
+pub mod session;
 pub mod ssh;
 pub mod stream;
 pub mod template;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PARTS: [&str; 9] = ["stream", "fetch", "pool", "disk", "seed", "guest", "template", "ssh", "driver"];
+const PARTS: [&str; 11] =
+    ["stream", "fetch", "pool", "disk", "rootfs", "seed", "guest", "session", "template", "ssh", "driver"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
@@ -40,6 +41,11 @@ fn imports(text: &str) -> Vec<&str> {
         .collect()
 }
 
+/// LXC has no storage of its own: what lays out roots in other backends is a part here, and the driver calls it.
+fn lays_out_roots(path: &str) -> bool {
+    path.starts_with("src/driver/lxc/")
+}
+
 fn allowed(room: &str) -> Vec<&str> {
     let mut rooms = vec!["base"];
     match room {
@@ -66,7 +72,8 @@ fn imports_only_go_down() {
         }
         let rooms = allowed(room);
         for import in imports(&text) {
-            if !rooms.contains(&import) {
+            let excepted = import == "rootfs" && lays_out_roots(&path);
+            if !rooms.contains(&import) && !excepted {
                 wrong.push(format!("{path} imports crate::{import}"));
             }
         }
@@ -98,10 +105,11 @@ fn files_stay_short() {
 }
 
 #[test]
-fn only_the_probe_is_unsafe() {
+fn only_the_probe_and_libvirts_raw_calls_are_unsafe() {
+    const UNSAFE: [&str; 3] = ["src/driver/kvm.rs", "src/driver/libvirt/library.rs", "src/driver/libvirt/raw.rs"];
     for (path, text) in all() {
         let uses =
             text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains("unsafe "));
-        assert!(!uses || path == "src/driver/qemu/kvm.rs", "{path} holds unsafe code");
+        assert!(!uses || UNSAFE.contains(&path.as_str()), "{path} holds unsafe code");
     }
 }

@@ -44,12 +44,15 @@ fn a_boot_from_a_signed_stream_and_back() {
         once.to_str().unwrap(),
     ];
     home.ok(["create", "web", &filter].into_iter().chain(SMALL).chain(extra));
+    home.ok(["create", "other", &filter].into_iter().chain(SMALL));
     home.ok(["wait", "web", "--timeout", "5m"]);
 
     identity_and_first_boot(&home, free);
     seed_is_valid_to_cloud_init(&home);
+    home.ok(["wait", "other", "--timeout", "5m"]);
+    guests_of_one_image_differ(&home);
 
-    home.ok(["destroy", "web"]);
+    home.ok(["destroy", "web", "other"]);
     drop(mirror);
     home.assert_nothing_left();
     assert!(std::net::TcpListener::bind(("127.0.0.1", free)).is_ok(), "the forwarded port is still taken");
@@ -115,6 +118,15 @@ fn identity_and_first_boot(home: &Home, port: u16) {
     let listening = run("ss", ["-Hltn", "sport", "=", &format!(":{port}")]);
     let local = listening.split_whitespace().nth(3).unwrap();
     assert!(local.starts_with("127.0.0.1:"), "the port is open to others: {listening}");
+}
+
+fn guests_of_one_image_differ(home: &Home) {
+    let ask = "cat /etc/machine-id /sys/class/net/e*/address /var/lib/cloud/data/instance-id; \
+               for kind in ed25519 ecdsa; do sudo cut -d' ' -f2 /etc/ssh/ssh_host_${kind}_key.pub; done";
+    let answers = ["web", "other"].map(|name| in_guest(home, name, ask));
+    let [web, other] = answers.each_ref().map(|answer| answer.lines().collect::<Vec<_>>());
+    assert!(web.len() >= 5 && web.len() == other.len(), "{web:?} {other:?}");
+    assert_eq!(web.iter().find(|line| other.contains(line)), None, "two guests share it");
 }
 
 /// cloud-init's own verdict on what we wrote, in the guest that read it.
@@ -199,7 +211,7 @@ fn ctrl_c_takes_a_create_back(#[case] machine: &[&str]) {
         let mut child = home.virga(args.iter().chain(machine)).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(millis));
         run("kill", ["-INT", &child.id().to_string()]);
-        wait_for("the end of create", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+        wait_for("the end of create", Duration::from_secs(60), || child.try_wait().unwrap().is_some());
         let output = child.wait_with_output().unwrap();
         // Before its handlers stand, the signal simply ends it.
         assert!(matches!(output.status.code(), Some(130) | None), "{}", text(&output.stderr));

@@ -371,7 +371,7 @@ fn metadata_and_root_must_belong_together() {
     let output = sync(&stream);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout).matches("fetched").count(), 2);
-    assert_eq!(stream.home.ok(["images", "--template", "{ftype} {state}"]), "lxd.tar.xz file\nsquashfs file\n");
+    assert_eq!(stream.home.ok(["images", "--template", "{ftype} {state}"]), "lxd.tar.xz metadata\nsquashfs root\n");
     let error = stream.home.fails(3, ["create", "g", "bookworm", "--no-start"]);
     assert!(error.contains("no image"), "{error}");
 

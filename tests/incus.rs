@@ -158,6 +158,55 @@ fn an_incus_daemon_takes_images_from_a_mirror() {
 }
 
 #[test]
+fn an_incus_daemon_takes_container_images_that_virga_publishes() {
+    if run("id", ["-u"]).trim() != "0" {
+        return support::skip("only root can start an Incus daemon");
+    }
+    let home = Home::new();
+    let (dir, key) = (home.path("published"), home.path("publisher.key"));
+    let [dir_text, key] = [&dir, &key].map(|path| path.display().to_string());
+    home.ok(["stream", "init", &dir_text, "--key", &key]);
+    let [squashfs, packed] = support::small_roots(&home, "bookworm").map(|path| path.display().to_string());
+    let add = |file: &str, keys: &[&str]| {
+        let args =
+            ["stream", "add", &dir_text, file, "--key", &key, "os=Debian", "arch=amd64", "version_name=20260101"];
+        home.ok([&args[..], keys].concat())
+    };
+    add(&squashfs, &["release=bookworm", "version=12"]);
+    add(&packed, &["release=trixie"]);
+    // A disk image beside them is nothing to the daemon.
+    let image = home.path("image.qcow2");
+    support::small_image(&image, "1M");
+    add(image.to_str().unwrap(), &["release=bookworm"]);
+    home.ok(["stream", "verify", &dir_text]);
+
+    let server = Server::start(&home, &dir);
+    let daemon = Daemon::start(&home, &server.authority);
+    daemon.ok(&["remote", "add", "ours", &server.url, "--protocol", "simplestreams"]);
+    let offered: Value = serde_json::from_str(&daemon.ok(&["image", "list", "ours:", "--format", "json"])).unwrap();
+    assert_eq!(offered.as_array().unwrap().len(), 2, "{offered}");
+    for (alias, root, release) in [("debian/12", &squashfs, "bookworm"), ("debian/trixie", &packed, "trixie")] {
+        daemon.ok(&["image", "copy", &format!("ours:{alias}"), "local:", "--alias", alias]);
+        let held: Value =
+            serde_json::from_str(&daemon.ok(&["image", "list", &format!("local:{alias}"), "--format", "json"]))
+                .unwrap();
+        let files = home.path(&format!("exported-{}", alias.replace('/', "-")));
+        std::fs::create_dir(&files).unwrap();
+        daemon.ok(&["image", "export", &format!("local:{alias}"), files.to_str().unwrap()]);
+        let names = support::names(&files);
+        let metadata = names.iter().find(|name| name.starts_with("meta-")).unwrap();
+        let both = home.path("both");
+        let bytes = [files.join(metadata), root.into()].map(|file| std::fs::read(file).unwrap()).concat();
+        std::fs::write(&both, bytes).unwrap();
+        assert_eq!(held[0]["fingerprint"], sha256(&both));
+        assert_eq!(held[0]["architecture"], "x86_64");
+        assert_eq!(held[0]["properties"]["release"], release);
+        let list = run("tar", ["-tJf", files.join(metadata).to_str().unwrap()]);
+        assert!(list.contains("templates/cloud-init-user.tpl"), "{list}");
+    }
+}
+
+#[test]
 fn https_needs_a_certificate_that_is_trusted() {
     let home = Home::new();
     let (dir, key, image) = (home.path("signed"), home.path("publisher.key"), home.path("image.qcow2"));

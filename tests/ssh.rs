@@ -17,6 +17,7 @@ fn ssh_knows_its_guest_and_passes_everything_on() {
     home.ok(["wait", "one", "--timeout", "1m"]);
     host_key_is_pinned(&home);
     ssh_keeps_stdin_and_exit_code(&home);
+    files_come_and_go(&home);
     home.ok(["destroy", "one", "two"]);
     home.assert_nothing_left();
 }
@@ -36,6 +37,24 @@ fn host_key_is_pinned(home: &Home) {
     assert!(error.contains("host key"), "{error}");
     std::fs::write(&known, right).unwrap();
     home.ok(["ssh", "one", "--", "true"]);
+}
+
+/// As the guest's user, over the same pinned connection.
+fn files_come_and_go(home: &Home) {
+    let tree = home.path("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let bytes: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(tree.join("it's"), &bytes).unwrap();
+    home.ok(["cp", "-r", "tree", "one:"]);
+    home.fails(1, ["cp", "-r", "tree", "one:"]);
+    home.ok(["cp", "tree/it's", "one:/tmp/a b"]);
+    let said = home.ok(["ssh", "one", "--", "cmp tree/*s '/tmp/a b' && stat -c '%U' tree/* && id -un"]);
+    let (owner, user) = said.trim().split_once('\n').unwrap();
+    assert_eq!(owner, user);
+    home.fails(1, ["cp", "tree/it's", "one:/etc/it"]);
+    home.fails(3, ["cp", "one:none", "."]);
+    home.ok(["cp", "-r", "one:tree", "back"]);
+    assert_eq!(std::fs::read(home.path("back/it's")).unwrap(), bytes);
 }
 
 fn ssh_keeps_stdin_and_exit_code(home: &Home) {

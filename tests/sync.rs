@@ -297,3 +297,99 @@ fn a_mirror_of_the_source_stands_in_for_it() {
     write(&streams.join("lab.toml"), &text);
     assert!(home.ok(["sync", "--source", "lab"]).starts_with("fetched "));
 }
+
+/// `stream add` of a container's root.
+fn add_root(mirror: &Mirror, root: &std::path::Path, more: &[&str]) -> Vec<String> {
+    let [dir, root, key] = [&mirror.dir, root, &mirror.key].map(|path| path.display().to_string());
+    let args = ["stream".to_owned(), "add".into(), dir, root, "--key".into(), key];
+    args.into_iter().chain(more.iter().map(|arg| (*arg).to_owned())).collect()
+}
+
+/// What is in the pool: type, version, state.
+fn pooled(home: &Home) -> Vec<String> {
+    let listed = home.ok(["images", "--template", "{ftype} {version_name} {state}"]);
+    listed.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_container_image_is_published_verified_and_fetched_as_a_pair() {
+    let home = Home::new();
+    let mirror = published(&home, "1M");
+    let [squashfs, packed] = support::small_roots(&home, "bookworm");
+    let keys = ["os=debian", "release=bookworm", "version=12", "version_name=20261102"];
+    let said = home.ok(add_root(&mirror, &squashfs, &keys));
+    assert!(said.starts_with("added ") && said.contains(" 20261102 "), "{said}");
+    assert!(home.ok(add_root(&mirror, &squashfs, &keys)).starts_with("present "), "twice is once");
+    let dir = mirror.dir.to_str().unwrap();
+    assert!(home.ok(["stream", "verify", dir]).starts_with("4 items"), "disk, metadata twice, root");
+
+    // Another root with the metadata of the first one, in a later version.
+    let metadata = home.path("metadata.tar.xz");
+    let item = run("find", [dir, "-name", "incus.tar.xz"]);
+    std::fs::copy(item.trim(), &metadata).unwrap();
+    let later = ["version_name=20261103", "--metadata", metadata.to_str().unwrap()];
+    assert!(home.ok(add_root(&mirror, &packed, &later)).starts_with("added "), "os and release are in the metadata");
+
+    // The default is a disk; containers are asked for.
+    home.ok(mirror.sync_args());
+    assert_eq!(pooled(&home), ["disk1.img 20261101 ready"]);
+    let mut args = mirror.sync_args();
+    args.push("--container".into());
+    assert!(home.ok([&args[..], &["--max=5".into(), "--dry-run".into()]].concat()).matches("would fetch").count() == 4);
+    home.ok(&args);
+    let both = ["incus.tar.xz 20261103 metadata", "root.tar.xz 20261103 root"];
+    assert_eq!(pooled(&home), [&both[..], &["disk1.img 20261101 ready"]].concat());
+    assert!(home.json(["images"]).as_array().unwrap().iter().any(|image| image["ftype"] == "root.tar.xz"));
+    let again = home.ok(&args);
+    assert!(!again.contains("fetched") && !again.contains("retired"), "{again}");
+    let error = home.fails(2, [&args[..], &["ftype=squashfs".into()]].concat());
+    assert!(error.contains("--container"), "{error}");
+
+    // A version that has both kinds of roots is taken as a squashfs, once.
+    std::thread::sleep(Duration::from_millis(1100));
+    home.ok(add_root(&mirror, &squashfs, &later));
+    let report = home.ok(&args);
+    assert!(report.contains("fetched") && report.contains("retired"), "{report}");
+    assert!(pooled(&home).contains(&"squashfs 20261103 root".to_owned()));
+
+    // A root goes with its metadata.
+    let key = mirror.key.to_str().unwrap();
+    let gone = home.ok(["stream", "remove", dir, "--key", key, "version_name=20261102", "ftype=squashfs"]);
+    assert_eq!(gone.lines().count(), 3, "{gone}");
+    home.ok(["stream", "verify", dir]);
+}
+
+#[test]
+fn what_is_no_sound_container_image_is_not_published() {
+    let home = Home::new();
+    let mirror = published(&home, "1M");
+    let [squashfs, packed] = support::small_roots(&home, "bookworm");
+    let before = run("find", [mirror.dir.to_str().unwrap()]);
+    let refused = |code: i32, root: &std::path::Path, more: &[&str], part: &str| {
+        let error = home.fails(code, add_root(&mirror, root, &[&["os=debian", "release=bookworm"], more].concat()));
+        assert!(error.contains(part), "{error}");
+    };
+    let path = |name: &str| home.path(name);
+    let packed_text = packed.display().to_string();
+    let gz = path("root.tar.gz");
+    run("sh", ["-c", &format!("xz -dc {packed_text} | gzip >{}", gz.display())]);
+    refused(2, &gz, &[], "squashfs and root.tar.xz");
+    let evil = path("evil.tar.xz");
+    run("tar", ["-cJf", evil.to_str().unwrap(), "-P", "--transform=s,^,../,", "-C", "/", "usr/bin/true"]);
+    refused(5, &evil, &[], "leads upwards");
+    refused(2, &squashfs, &["ftype=root.tar.xz"], "is a squashfs");
+    let etc = path("etc.tar.xz").display().to_string();
+    run("tar", ["-C", path("bookworm.tree").to_str().unwrap(), "-cJf", &etc, "etc"]);
+    refused(5, &squashfs, &["--metadata", &etc], "metadata.yaml");
+    refused(5, &squashfs, &["--metadata", &packed_text], "neither file nor folder");
+    refused(2, &path("image.qcow2"), &["--metadata", &packed_text], "no root file system");
+    write(&path("metadata.yaml"), "architecture: aarch64\ncreation_date: 1\n");
+    let arm = path("arm.tar.xz").display().to_string();
+    run("tar", ["-C", path("").to_str().unwrap(), "-cJf", &arm, "metadata.yaml"]);
+    refused(2, &squashfs, &["arch=amd64", "--metadata", &arm], "'aarch64', not 'amd64'");
+    let torn = path("torn.tar.xz");
+    let bytes = std::fs::read(&packed).unwrap();
+    std::fs::write(&torn, &bytes[..bytes.len() - 40]).unwrap();
+    refused(5, &torn, &[], "cut short");
+    assert_eq!(run("find", [mirror.dir.to_str().unwrap()]), before);
+}

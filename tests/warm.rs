@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use support::{Home, SMALL, WARM, image, in_guest, names, run, sha256, text, write};
+use support::{Home, SMALL, WARM, clock_is_right, image, in_guest, names, run, sha256, text, write};
 
 /// What a clone is asked, one line an answer. The last one: the remainder of a TCP sequence number
 /// once the clock is taken off (`net/core/secure_seq.c` adds one for every 64 ns), before and after.
@@ -91,6 +91,10 @@ fn clones_are_machines_of_their_own_and_bad_templates_are_refused() {
     home.ok(["destroy", "one"]);
     home.ok(["stop", "three"]);
     assert_eq!(in_guest(&home, "two", "hostname"), "two\n");
+    started_again(&home, "three", &clones[2]);
+    for (name, clone) in [("four", &clones[3]), ("five", &clones[4])] {
+        assert_eq!(in_guest(&home, name, "cat /etc/machine-id").trim(), clone.answers[1], "{name}");
+    }
     let error = home.fails(1, ["template", "remove", &id]);
     assert!(error.contains("five"), "its clones are not named: {error}");
     saved_and_restored(&home);
@@ -150,27 +154,6 @@ fn clone_of(home: &Home, name: &str) -> Clone {
     Clone { answers, vmgenid: vmgenid(home, name), drawn: drawn.split('"').next().unwrap().to_owned() }
 }
 
-fn now() -> f64 {
-    std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
-}
-
-/// Within a second of ours. An answer that took long proves nothing and is asked for again; no answer of a clock that
-/// is further off can pass.
-#[track_caller]
-fn clock_is_right(home: &Home, name: &str) {
-    let mut answers = Vec::new();
-    for _ in 0..10 {
-        let before = now();
-        let clock: f64 = in_guest(home, name, "date +%s.%N").trim().parse().unwrap();
-        let after = now();
-        if after - 1.0 < clock && clock < before + 1.0 {
-            return;
-        }
-        answers.push((clock - before, clock - after));
-    }
-    panic!("the clock of {name} is off: {answers:?}");
-}
-
 fn all_differ(clones: &[Clone]) {
     for (number, one) in clones.iter().enumerate() {
         for other in &clones[..number] {
@@ -186,6 +169,19 @@ fn all_differ(clones: &[Clone]) {
             assert!(a.1 < b.0 || b.1 < a.0, "the sequence numbers come from one secret: {a:?} {b:?}");
         }
     }
+}
+
+/// A clone boots from its disk as the machine that it became, and cloud-init finds nothing to do anew.
+fn started_again(home: &Home, name: &str, before: &Clone) {
+    home.ok(["start", name]);
+    home.ok(["wait", name, "--timeout", "5m"]);
+    let ask = "hostname; cat /etc/machine-id /var/lib/cloud/data/instance-id /sys/class/net/e*/address; \
+               cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub; cat /proc/sys/kernel/random/boot_id";
+    let answers = in_guest(home, name, ask);
+    let [host, machine, instance, mac, key, boot] = answers.lines().collect::<Vec<_>>().try_into().unwrap();
+    let was = &before.answers;
+    assert_eq!([host, machine, instance, mac, key], [&was[0], &was[1], &was[3], &was[4], &was[5]]);
+    assert_ne!(boot, was[2], "it did not boot");
 }
 
 fn saved_and_restored(home: &Home) {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
-use support::{Home, WARM, image, in_guest, names, sha256, text, wait_for};
+use support::{Home, WARM, image, in_guest, names, run, sha256, text, wait_for};
 
 /// Not the machine of all other tests: it is another template.
 const OTHER: [&str; 8] = ["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"];
@@ -72,7 +72,9 @@ fn a_killed_template_is_none() {
     assert!(output.status.success() && text(&output.stderr).contains("renewed"), "{}", text(&output.stderr));
     assert_eq!(names(&guests), ["guest"]);
     assert_eq!(machines(&home), 1);
-    private(Path::new(home.json(["template", "list"])[0]["folder"].as_str().unwrap()));
+    let folder = home.json(["template", "list"])[0]["folder"].as_str().unwrap().to_owned();
+    private(Path::new(&folder));
+    holds_nothing_of_the_users(&home, Path::new(&folder));
     what_was_asked_for_is_there(&home);
     home.ok(["destroy", "guest"]);
     home.assert_nothing_left();
@@ -82,6 +84,17 @@ fn private(folder: &Path) {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(folder), 0o700);
     assert!(names(folder).iter().all(|name| mode(&folder.join(name)) == 0o600));
+}
+
+/// The key that opens its clone is nowhere in it; what is in it for certain is found by the same search.
+fn holds_nothing_of_the_users(home: &Home, folder: &Path) {
+    let key = std::fs::read_to_string(home.path("home/.ssh/id_ed25519.pub")).unwrap();
+    let key = key.split(' ').nth(1).unwrap();
+    let memory = std::fs::read(folder.join("memory")).unwrap();
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(has(&memory, "virga.renewal") && !has(&memory, &key[key.len() - 40..]), "the user's key is in the memory");
+    let disk = std::fs::read(folder.join("disk.qcow2")).unwrap();
+    assert!(!has(&disk, &key[key.len() - 40..]), "the user's key is on the disk");
 }
 
 fn what_was_asked_for_is_there(home: &Home) {
@@ -142,17 +155,48 @@ fn a_killed_save_or_start_loses_nothing() {
     let ask = "cat /proc/sys/kernel/random/boot_id /dev/shm/note";
     let before = in_guest(&home, "guest", ask);
 
-    let mut moments = Moments::new();
-    for command in ["save", "start"].repeat(5) {
+    let (mut hits, mut kills, mut moments) = ([0, 0], 0, Moments::new());
+    // What repairs is the other half of the test: whatever comes next, nothing is lost.
+    let repairs = ["start", "save", "save", "start"];
+    while hits.iter().any(|hits| *hits < 4) {
+        let which = kills % 2;
+        let command = ["save", "start"][which];
         // From the other state each time.
-        home.ok([if command == "save" { "start" } else { "save" }, "guest"]);
-        let (seed, delay) = moments.next(Duration::from_millis(900));
-        killed_after(delay, &mut home.virga([command, "guest"]));
+        home.ok([["start", "save"][which], "guest"]);
+        let (seed, delay) = moments.next(Duration::from_millis(500));
+        hits[which] += usize::from(killed_after(delay, &mut home.virga([command, "guest"])));
+        let repair = repairs[kills % repairs.len()];
+        let what = format!("{command} killed after {delay:?}, then {repair}, seed {seed}");
+        home.ok([repair, "guest"]);
+        if repair == "save" {
+            assert_eq!(machines(&home), 0, "{what}");
+        }
         home.ok(["start", "guest"]);
-        let after = in_guest(&home, "guest", ask);
-        assert_eq!(after, before, "{command} killed after {delay:?}, seed {seed}");
-        assert_eq!(machines(&home), 1, "{command} killed after {delay:?}, seed {seed}");
+        assert_eq!(in_guest(&home, "guest", ask), before, "{what}");
+        assert_eq!(machines(&home), 1, "{what}");
+        kills += 1;
+        assert!(kills < 60, "only {hits:?} of {kills} kills hit a command at work");
     }
+
+    // Ctrl-C lets it run on, and takes back what was written.
+    let folder = home.state().join("guests/guest");
+    let mut child = home.virga(["save", "guest"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    wait_for("the file", Duration::from_secs(30), || folder.join("saved.new").exists());
+    run("kill", ["-INT", &child.id().to_string()]);
+    wait_for("the end of save", Duration::from_secs(30), || child.try_wait().unwrap().is_some());
+    let output = child.wait_with_output().unwrap();
+    match output.status.code() {
+        Some(130) => {
+            assert_eq!(names(&folder).iter().filter(|name| name.starts_with("saved.n")).count(), 0);
+            assert_eq!(in_guest(&home, "guest", ask), before);
+        }
+        // It was quicker.
+        Some(0) => {
+            home.ok(["start", "guest"]);
+        }
+        other => panic!("{other:?}: {}", text(&output.stderr)),
+    }
+    assert_eq!(in_guest(&home, "guest", ask), before);
     home.ok(["destroy", "guest"]);
     home.assert_nothing_left();
 }

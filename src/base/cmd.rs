@@ -4,11 +4,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
+
+mod pump;
+
+pub use pump::{Pipes, exit_code, interrupt_all, shell_word};
 
 use super::poll::{self, Deadline};
 use super::{Context as _, Error, Kind, Result, interrupt};
@@ -137,6 +143,22 @@ impl Cmd {
         Ok(Running { stdin: child.stdin.take(), child, stdout, stderr })
     }
 
+    /// Starts it and hands out what it writes, as it is written: for output
+    /// that is too large to be kept. The timeout is not used.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when the program is not there.
+    pub fn read(mut self) -> Result<Reading> {
+        let mut child = self
+            .command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| not_started(&self.program, error))?;
+        let (stdout, stderr) = (child.stdout.take(), Captured::begin(child.stderr.take()));
+        Ok(Reading { program: self.program, child, stdout, stderr })
+    }
+
     /// Starts it to live on after us: in a process group of its own (Ctrl-C at
     /// the terminal does not reach it), working directory `/`, no input, no
     /// output, standard error into `log`. No deadline applies.
@@ -154,13 +176,50 @@ impl Cmd {
             .map_err(|error| not_started(&self.program, error))
     }
 
+    /// Starts it with a stream as its input and output, and returns the stream's other end; closing that is how the
+    /// program learns to end. One that fails within `patience` is an error.
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] when the program is not there; [`Kind::Failed`] quoting its last words.
+    pub fn connect(mut self, patience: Duration) -> Result<UnixStream> {
+        let what = || "connecting to a program".to_owned();
+        let (ours, theirs) = UnixStream::pair().context(what)?;
+        let input = theirs.try_clone().context(what)?;
+        let mut child = self
+            .command
+            .stdin(OwnedFd::from(input))
+            .stdout(OwnedFd::from(theirs))
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| not_started(&self.program, error))?;
+        let stderr = collect(child.stderr.take());
+        let ended = poll::until(&Deadline::after(patience), Duration::from_millis(5), || {
+            child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
+        })?;
+        if let Some(status) = ended.filter(|status| !status.success()) {
+            let words = last_words(&stderr.join().unwrap_or_default());
+            return Err(Error::failed(format!("{} failed ({status})", shown(&self.program))).because(words));
+        }
+        // Whoever ends is buried.
+        std::thread::spawn(move || child.wait());
+        Ok(ours)
+    }
+
     /// Runs with our own input, output and terminal and returns how it ended:
     /// for sessions that the user holds. Ctrl-C goes to the program; a signal
     /// that ends us ends it as well.
     ///
     /// # Errors
     /// [`Kind::Unavailable`] when the program is not there.
-    pub fn interactive(mut self) -> Result<ExitStatus> {
+    pub fn interactive(self) -> Result<ExitStatus> {
+        self.interactive_until(None)?.ok_or_else(|| Error::failed("a program without a time limit ran out of time"))
+    }
+
+    /// As [`interactive`](Self::interactive), for no longer than a deadline; `None` when it was ended for that.
+    ///
+    /// # Errors
+    /// As [`interactive`](Self::interactive).
+    pub fn interactive_until(mut self, deadline: Option<&Deadline>) -> Result<Option<ExitStatus>> {
         // The user's own locale: what the session shows is for them.
         self.command.env_remove("LC_ALL");
         if let Some(locale) = std::env::var_os("LC_ALL") {
@@ -175,15 +234,17 @@ impl Cmd {
             .map_err(|error| not_started(&self.program, error))?;
         let ended = watch_for_end(&child);
         let mut asked = false;
+        let late = || deadline.is_some_and(Deadline::passed);
         while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(50)) {
-            if interrupt::requested() && !asked {
+            if (interrupt::requested() || late()) && !asked {
                 asked = true;
                 if let Some(pid) = pid_of(&child) {
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
                 }
             }
         }
-        child.wait().context(|| "waiting for a program".into())
+        let status = child.wait().context(|| "waiting for a program".into())?;
+        Ok((!asked || !late()).then_some(status))
     }
 }
 
@@ -229,6 +290,43 @@ impl Running {
 }
 
 impl Drop for Running {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A program whose output is read while it runs; dropping it kills it.
+#[derive(Debug)]
+pub struct Reading {
+    program: OsString,
+    child: Child,
+    stdout: Option<ChildStdout>,
+    stderr: Captured,
+}
+
+impl Reading {
+    /// Waits for its end. What it has not been read of by now is lost.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] quoting its last words when it did not end with 0.
+    pub fn finish(&mut self) -> Result<()> {
+        self.stdout = None;
+        let status = self.child.wait().context(|| "waiting for a program".into())?;
+        if status.success() {
+            return Ok(());
+        }
+        let words = last_words(&self.stderr.finish());
+        Err(Error::failed(format!("{} failed ({status})", shown(&self.program))).because(words))
+    }
+}
+
+impl Read for Reading {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.stdout.as_mut().map_or(Ok(0), |pipe| pipe.read(buffer))
+    }
+}
+
+impl Drop for Reading {
     fn drop(&mut self) {
         end(&mut self.child);
     }
@@ -399,6 +497,16 @@ mod tests {
         let output = poll::until(&deadline, Duration::from_millis(2), || sh.poll()).unwrap().unwrap();
         assert_eq!(output.text(), "done\n");
         assert!(!deadline.passed());
+    }
+
+    #[test]
+    fn hands_out_what_is_written_and_how_it_ended() {
+        let mut text = String::new();
+        let mut reading = Cmd::new("sh").args(["-c", "seq 100000; echo no >&2; exit 3"]).read().unwrap();
+        reading.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("\n100000\n"));
+        assert_eq!(reading.finish().unwrap_err().causes(), ["no"]);
+        drop(Cmd::new("yes").read().unwrap());
     }
 
     #[test]

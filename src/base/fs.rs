@@ -68,6 +68,23 @@ pub fn write_atomic_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) ->
     sync_dir(folder)
 }
 
+/// Writes a new file durably; it is whole or not there at any time.
+///
+/// # Errors
+/// [`Kind::Exists`] when it is there already; else why it cannot be made.
+pub fn write_once(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let folder = folder_of(path);
+    let mut temporary = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)
+        .map_err(|error| explain(error, "writing", path))?;
+    let written = temporary.write_all(bytes).and_then(|()| temporary.as_file().sync_all());
+    written.map_err(|error| explain(error, "writing", path))?;
+    temporary.persist_noclobber(path).map_err(|error| explain(error.error, "making", path))?;
+    sync_dir(folder)
+}
+
 /// The folder that holds `path`; the current one for a bare name.
 #[must_use]
 pub fn folder_of(path: &Path) -> &Path {
@@ -188,6 +205,14 @@ pub fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes a folder that has nothing in it.
+///
+/// # Errors
+/// When it is not there, or there is something in it.
+pub fn remove_empty_dir(path: &Path) -> Result<()> {
+    fs::remove_dir(path).map_err(|error| explain(error, "removing", path))
+}
+
 /// Removes a folder and all in it, never following links; being absent is success.
 ///
 /// # Errors
@@ -206,6 +231,28 @@ pub fn remove_dir_all(path: &Path) -> Result<()> {
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|error| explain(error, "renaming", from))?;
     sync_dir(folder_of(to))
+}
+
+/// As [`rename`], never over something that is there.
+///
+/// # Errors
+/// [`Kind::Exists`] when there is something; when it cannot be renamed.
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+        .map_err(|error| explain(error.into(), "renaming", from))?;
+    sync_dir(folder_of(to))
+}
+
+/// Gives each of two paths what is at the other one, at once.
+///
+/// # Errors
+/// When the file system cannot.
+pub fn exchange(one: &Path, other: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(|error| explain(error.into(), "exchanging", one))?;
+    sync_dir(folder_of(one))
 }
 
 /// As [`rename`], without the cost of fsync: for many files, with

@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM as a flag that long work looks at, so that every step's
 //! undo runs before the process ends.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,10 +30,23 @@ pub fn install() -> Result<()> {
     Ok(())
 }
 
-/// Whether a signal has come.
+thread_local! {
+    static SHIELDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does something that a signal which has come is no reason to leave half-done: taking back what was made. On this
+/// thread nothing is interrupted meanwhile; a second signal ends the process as ever.
+pub fn shielded<T>(work: impl FnOnce() -> T) -> T {
+    let before = SHIELDED.replace(true);
+    let done = work();
+    SHIELDED.set(before);
+    done
+}
+
+/// Whether a signal has come that this thread is to heed.
 #[must_use]
 pub fn requested() -> bool {
-    flag().load(Ordering::Relaxed)
+    flag().load(Ordering::Relaxed) && !SHIELDED.get()
 }
 
 /// Ends the current work when a signal has come.

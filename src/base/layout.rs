@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Digest, Error, GuestName, Result, TemplateId};
+use super::{Digest, Error, GuestName, Result, SessionId, TemplateId};
 
 /// The version of the state folder's shape that this build reads and writes.
 pub const STATE_VERSION: u32 = 1;
+
+/// What the names of [`Layout::template_refusal`] end in.
+pub const REFUSED: &str = ".refused";
 
 /// Longest path of a unix socket on Linux, without the closing zero (`unix(7)`).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -47,10 +50,34 @@ impl Layout {
         self.home.join("version")
     }
 
+    /// Names this folder to daemons that keep its guests: a random id as text, made when it is first needed.
+    #[must_use]
+    pub fn state_id(&self) -> PathBuf {
+        self.home.join("id")
+    }
+
+    /// The folder with a file for each daemon that keeps, or kept, guests of this folder.
+    #[must_use]
+    pub fn daemons(&self) -> PathBuf {
+        self.home.join("daemons")
+    }
+
     /// The key pair that virga made for a user who has none.
     #[must_use]
     pub fn own_key(&self) -> PathBuf {
         self.home.join("ssh").join("id_ed25519")
+    }
+
+    /// What the user's own configuration of ssh includes, where they had that installed.
+    #[must_use]
+    pub fn ssh_include(&self) -> PathBuf {
+        self.home.join("ssh").join("include")
+    }
+
+    /// What that includes in turn: how running guests are reached, written whenever one is called.
+    #[must_use]
+    pub fn ssh_blocks(&self) -> PathBuf {
+        self.home.join("ssh").join("guests")
     }
 
     /// The pool's folder.
@@ -130,6 +157,18 @@ impl Layout {
         GuestFiles { folder: self.guest(name) }
     }
 
+    /// The folder of sessions, to which throwaway guests belong.
+    #[must_use]
+    pub fn sessions(&self) -> PathBuf {
+        self.home.join("sessions")
+    }
+
+    /// The files of one session.
+    #[must_use]
+    pub fn session(&self, id: &SessionId) -> SessionFiles {
+        SessionFiles { stem: self.sessions().join(id.as_str()) }
+    }
+
     /// The folder of saved machines for warm starts.
     #[must_use]
     pub fn templates(&self) -> PathBuf {
@@ -146,6 +185,12 @@ impl Layout {
     #[must_use]
     pub fn template_lock(&self, id: &TemplateId) -> PathBuf {
         self.templates().join(format!("{id}.lock"))
+    }
+
+    /// Why no template could be made, as a JSON string, so that it is not tried with each guest.
+    #[must_use]
+    pub fn template_refusal(&self, id: &TemplateId) -> PathBuf {
+        self.templates().join(format!("{id}{REFUSED}"))
     }
 
     /// The folder for sockets and pid files of the guest with this instance
@@ -199,10 +244,34 @@ impl GuestFiles {
         self.folder.join(format!("ephemeral-{number}.qcow2"))
     }
 
+    /// What a TPM keeps.
+    #[must_use]
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm")
+    }
+
+    /// The variables of a UEFI firmware.
+    #[must_use]
+    pub fn firmware_vars(&self) -> PathBuf {
+        self.folder.join("firmware-vars")
+    }
+
     /// The cloud-init seed image.
     #[must_use]
     pub fn seed(&self) -> PathBuf {
         self.folder.join("seed.img")
+    }
+
+    /// The folder with the seed's documents, where the driver wants them so.
+    #[must_use]
+    pub fn seed_folder(&self) -> PathBuf {
+        self.folder.join("seed")
+    }
+
+    /// Is there while a daemon is being asked to make the guest: one that is killed meanwhile does not take that back.
+    #[must_use]
+    pub fn asked(&self) -> PathBuf {
+        self.folder.join("asked")
     }
 
     /// The host keys to expect, in OpenSSH's `known_hosts` form.
@@ -223,6 +292,18 @@ impl GuestFiles {
         self.folder.join("saved")
     }
 
+    /// That, while it is written.
+    #[must_use]
+    pub fn saving(&self) -> PathBuf {
+        self.folder.join("saved.new")
+    }
+
+    /// What [`saved`](Self::saved) depends on besides itself: program, version, processor.
+    #[must_use]
+    pub fn saved_by(&self) -> PathBuf {
+        self.folder.join("saved.json")
+    }
+
     /// What the guest wrote on its serial console.
     #[must_use]
     pub fn console_log(&self) -> PathBuf {
@@ -233,6 +314,29 @@ impl GuestFiles {
     #[must_use]
     pub fn backend_log(&self) -> PathBuf {
         self.folder.join("backend.log")
+    }
+}
+
+/// The path names of one session.
+#[derive(Clone, Debug)]
+pub struct SessionFiles {
+    stem: PathBuf,
+}
+
+impl SessionFiles {
+    /// What the names of locks end in.
+    pub const LOCK: &str = ".lock";
+
+    /// Held as long as the session's owner lives.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.stem.with_extension("lock")
+    }
+
+    /// When it is over.
+    #[must_use]
+    pub fn record(&self) -> PathBuf {
+        self.stem.with_extension("json")
     }
 }
 
@@ -274,6 +378,89 @@ impl TemplateFiles {
     }
 }
 
+/// The path names of one container of classic LXC. Its folder is not the guest's own: the container's root, an
+/// ordinary user of the host, has to get there.
+#[derive(Clone, Debug)]
+pub struct LxcFiles {
+    parent: PathBuf,
+    name: GuestName,
+}
+
+impl LxcFiles {
+    /// In the folder that LXC's programs are given as `--lxcpath`.
+    #[must_use]
+    pub fn new(parent: &Path, name: &GuestName) -> Self {
+        LxcFiles { parent: parent.to_owned(), name: name.clone() }
+    }
+
+    /// The folder of all containers of a state folder.
+    #[must_use]
+    pub fn parent(&self) -> &Path {
+        &self.parent
+    }
+
+    /// The container's name.
+    #[must_use]
+    pub fn name(&self) -> &GuestName {
+        &self.name
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.parent.join(self.name.as_str())
+    }
+
+    /// Holds the guest's id as text; the first file that is made.
+    #[must_use]
+    pub fn label(&self) -> PathBuf {
+        self.folder().join("guest")
+    }
+
+    /// What LXC reads; the last file that is made.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.folder().join("config")
+    }
+
+    /// When it starts with its host; absent: it does not.
+    #[must_use]
+    pub fn autostart(&self) -> PathBuf {
+        self.folder().join("autostart")
+    }
+
+    /// The root file system.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.folder().join("rootfs")
+    }
+
+    /// Another one, until it takes the first one's place.
+    #[must_use]
+    pub fn next_root(&self) -> PathBuf {
+        self.folder().join("rootfs.new")
+    }
+
+    /// The folder of snapshots: each a folder with a root file system.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.folder().join("snapshots")
+    }
+
+    /// A snapshot that is being taken.
+    #[must_use]
+    pub fn next_snapshot(&self) -> PathBuf {
+        self.folder().join("snapshot.new")
+    }
+
+    /// The file that LXC locks, and leaves when the container goes.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        let below = self.parent.strip_prefix("/").unwrap_or(&self.parent);
+        Path::new("/run/lxc/lock").join(below).join(format!(".{}", self.name))
+    }
+}
+
 /// The path names inside one guest's folder for sockets.
 #[derive(Clone, Debug)]
 pub struct RuntimeFiles {
@@ -309,6 +496,18 @@ impl RuntimeFiles {
     #[must_use]
     pub fn renewal(&self) -> PathBuf {
         self.folder.join("renewal")
+    }
+
+    /// The socket of the guest's TPM.
+    #[must_use]
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm")
+    }
+
+    /// How fast KVM was found to be: beside the folders of all guests, and gone with them when the host restarts.
+    #[must_use]
+    pub fn kvm(&self) -> PathBuf {
+        self.folder.with_file_name("kvm.json")
     }
 
     /// Holds the path of the guest's own folder as text: says whose folder this is.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::poll::{self, Deadline};
-use super::{Error, Result, fs};
+use super::{Error, Kind, Result, fs};
 
 /// A lock held until it is dropped. Never rename or remove the file under it.
 #[derive(Debug)]
@@ -78,6 +78,18 @@ impl FileLock {
             let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
         }
         Ok(Some(FileLock { file, mode }))
+    }
+
+    /// Blocks until nobody holds the lock, or its file is gone. Takes no processor's time, and is not interrupted.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or locked at all.
+    pub fn wait_free(path: &Path) -> Result<()> {
+        let file = match fs::open(path) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            other => other?,
+        };
+        file.lock().map_err(|error| fs::explain(error, "locking", path))
     }
 }
 

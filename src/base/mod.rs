@@ -4,13 +4,16 @@
 //! Nothing here imports a part.
 
 pub mod cmd;
+pub mod container;
 pub mod error;
 pub mod fs;
 pub mod interrupt;
 pub mod layout;
 pub mod lock;
 pub mod name;
+pub mod nic;
 pub mod plan;
+pub mod platform;
 pub mod poll;
 pub mod progress;
 pub mod size;
@@ -19,6 +22,9 @@ pub mod undo;
 
 pub use error::{Context, Error, Kind, Result};
 pub use layout::Layout;
-pub use name::{Arch, Digest, DigestAlgorithm, GuestName, ImageId, RelPath, TemplateId};
+pub use name::{
+    Arch, BackendName, Digest, DigestAlgorithm, GuestName, GuestPath, ImageId, RelPath, SessionId, SnapshotName,
+    TemplateId,
+};
 pub use plan::GuestPlan;
 pub use size::ByteSize;

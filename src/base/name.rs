@@ -8,6 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
 
+mod backend;
+mod guest_path;
+mod session;
+mod snapshot;
+
+pub use backend::BackendName;
+pub use guest_path::GuestPath;
+pub use session::SessionId;
+pub use snapshot::SnapshotName;
+
 /// A guest's name, which is also its hostname: 1 to 63 of `a-z 0-9 -`,
 /// beginning with a letter, not ending with a hyphen (RFC 1123 section 2.1,
 /// narrowed to lower case so that host names and folders compare alike).

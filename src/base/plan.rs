@@ -1,13 +1,17 @@
 //! The finished description of a guest: all that a driver needs to make it,
 //! and nothing that it would have to look up.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::container::Container;
 use super::name::quoted;
+use super::nic::Nic;
+use super::platform::Platform;
 use super::{Arch, ByteSize, Error, GuestName, Result};
 
 /// Everything a driver needs to define and start one guest. Stored in
@@ -26,20 +30,77 @@ pub struct GuestPlan {
     pub cpus: u32,
     /// How its instructions are run.
     pub accel: Accel,
-    /// Disks in the order in which the guest sees them; the first one boots.
+    /// Disks in the order in which the guest sees them; the first one boots. A container has none.
     pub disks: Vec<Disk>,
-    /// The cloud-init seed, a raw read-only image.
+    /// The cloud-init seed: a raw read-only image, or a folder with its documents, as the driver likes it.
     pub seed: Option<PathBuf>,
-    /// The network card's address.
-    pub mac: Mac,
+    /// Network cards in the order in which the guest sees them. SSH is reached over the first one.
+    pub nics: Vec<Nic>,
     /// Ports of the guest made reachable on the host's loopback, besides SSH.
     pub forwards: Vec<Forward>,
+    /// Its public host keys, as the seed injects them: `type base64` each.
+    #[serde(default)]
+    pub host_keys: Vec<String>,
     /// What the guest writes on its serial console goes here.
     pub console_log: PathBuf,
     /// What the backend's program says goes here.
     pub backend_log: PathBuf,
     /// Folder for sockets and the pid file.
     pub runtime: PathBuf,
+    /// Which daemon keeps it, for drivers that talk to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daemon: Option<Daemon>,
+    /// What is unusual about the machine.
+    #[serde(default, skip_serializing_if = "Tuning::is_usual")]
+    pub tuning: Tuning,
+    /// What its machine is like apart from its size.
+    #[serde(default)]
+    pub platform: Platform,
+    /// What makes it a container; `None`: a virtual machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// The name that its disks at the daemon bear, where it was renamed since they were made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<GuestName>,
+}
+
+impl GuestPlan {
+    /// The name that its disks at the daemon bear.
+    #[must_use]
+    pub fn volumes(&self) -> &GuestName {
+        self.volumes.as_ref().unwrap_or(&self.name)
+    }
+}
+
+/// What is unusual about a machine; by default nothing is. Made for guests of the libvirt driver alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tuning {
+    /// How writes to all its disks are cached, in libvirt's words.
+    pub disk_cache: Option<String>,
+    /// The host's processor where a template says otherwise; without a template that is usual.
+    pub host_cpu: bool,
+    /// The serial console goes into the backend's own log of the guest too, and nobody can type on it.
+    pub log_console: bool,
+    /// A domain's XML in which the guest is filled in.
+    pub template: Option<String>,
+    /// The layers beneath its disks lie where they are for good: they are taken as they are, not brought anywhere.
+    pub base_in_place: bool,
+}
+
+impl Tuning {
+    fn is_usual(&self) -> bool {
+        *self == Tuning::default()
+    }
+}
+
+/// The daemon that keeps a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Daemon {
+    /// How it is reached, as in `qemu:///system`.
+    pub uri: String,
+    /// Its storage pool that holds the guest's disks.
+    pub pool: String,
 }
 
 /// A disk of a guest. The format is always stated, never probed.
@@ -49,8 +110,33 @@ pub struct Disk {
     pub path: PathBuf,
     /// Its format.
     pub format: DiskFormat,
+    /// Its size as the guest sees it.
+    pub size: ByteSize,
     /// The layers beneath it, nearest first; empty for a disk that stands alone.
     pub chain: Vec<Layer>,
+    /// Whether the guest may only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Whether it is a file of the user's, which is used where it is and never removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
+}
+
+impl Disk {
+    /// A qcow2 disk that goes with its guest.
+    #[must_use]
+    pub fn own(path: PathBuf, size: ByteSize, chain: Vec<Layer>) -> Self {
+        Disk { path, format: DiskFormat::Qcow2, size, chain, read_only: false, kept: false }
+    }
+
+    /// How the user calls it: the file's path, or its name in the guest's folder.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match self.kept {
+            true => self.path.display().to_string(),
+            false => self.path.file_name().unwrap_or_default().display().to_string(),
+        }
+    }
 }
 
 /// A read-only layer beneath a disk. Its format too is stated, never probed.
@@ -83,6 +169,18 @@ impl DiskFormat {
     }
 }
 
+impl FromStr for DiskFormat {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = [DiskFormat::Qcow2, DiskFormat::Raw];
+        known
+            .into_iter()
+            .find(|format| format.name() == text)
+            .ok_or_else(|| Error::usage(format!("{} is not a disk format", quoted(text))).hint("one of: qcow2, raw"))
+    }
+}
+
 /// The drivers there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -90,17 +188,60 @@ pub enum DriverKind {
     /// QEMU run directly: no daemon, no privileges.
     #[default]
     Qemu,
+    /// A libvirt daemon, here or elsewhere.
+    #[cfg(feature = "libvirt")]
+    Libvirt,
+    /// Containers of an Incus daemon, or of LXD.
+    Incus,
+    /// Containers by the tools of classic LXC, without a daemon.
+    Lxc,
 }
 
 impl DriverKind {
     /// Every driver.
-    pub const ALL: [DriverKind; 1] = [DriverKind::Qemu];
+    pub const ALL: &[DriverKind] = &[
+        DriverKind::Qemu,
+        #[cfg(feature = "libvirt")]
+        DriverKind::Libvirt,
+        DriverKind::Incus,
+        DriverKind::Lxc,
+    ];
+}
+
+/// Which driver is to run a guest. Text form: a driver's name, or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// The first that fits the image and the host.
+    Auto,
+    /// This one.
+    Kind(DriverKind),
+}
+
+impl From<DriverKind> for DriverChoice {
+    fn from(kind: DriverKind) -> Self {
+        DriverChoice::Kind(kind)
+    }
+}
+
+impl FromStr for DriverChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(DriverChoice::Auto),
+            kind => kind.parse().map(DriverChoice::Kind),
+        }
+    }
 }
 
 impl fmt::Display for DriverKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             DriverKind::Qemu => "qemu",
+            #[cfg(feature = "libvirt")]
+            DriverKind::Libvirt => "libvirt",
+            DriverKind::Incus => "incus",
+            DriverKind::Lxc => "lxc",
         })
     }
 }
@@ -109,10 +250,14 @@ impl FromStr for DriverKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "qemu" => Ok(DriverKind::Qemu),
-            _ => Err(Error::usage(format!("{} is not a driver", quoted(text))).hint("known drivers: qemu")),
-        }
+        DriverKind::ALL.iter().find(|kind| kind.to_string() == text).copied().ok_or_else(|| {
+            let known: Vec<String> = DriverKind::ALL.iter().map(ToString::to_string).collect();
+            let error = Error::usage(format!("{} is not a driver", quoted(text)));
+            match text {
+                "libvirt" => error.hint("this virga was built without its feature 'libvirt'"),
+                _ => error.hint(format!("known drivers: {}, auto", known.join(", "))),
+            }
+        })
     }
 }
 
@@ -150,6 +295,14 @@ impl fmt::Display for Accel {
             Accel::Tcg => "tcg",
         })
     }
+}
+
+/// The first thing in which two fingerprints of a driver differ, as a sentence.
+#[must_use]
+pub fn difference(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Option<String> {
+    let (name, before) = then.iter().find(|(name, before)| now.get(*name) != Some(before))?;
+    let now = now.get(name).map_or("nothing", String::as_str);
+    Some(format!("{name} was '{before}' and is '{now}'"))
 }
 
 /// A TCP port of the guest on the host's loopback. Text form: `HOST:GUEST`;
@@ -243,50 +396,6 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// A network card's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Mac([u8; 6]);
-
-impl Mac {
-    /// A random address under QEMU's prefix 52:54:00.
-    ///
-    /// # Errors
-    /// When the system has no random numbers to give.
-    pub fn generate() -> Result<Self> {
-        let [a, b, c] = random::<3>()?;
-        Ok(Mac([0x52, 0x54, 0x00, a, b, c]))
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl TryFrom<String> for Mac {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        let bytes: Option<Vec<u8>> =
-            text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?).collect();
-        bytes
-            .and_then(|bytes| <[u8; 6]>::try_from(bytes).ok())
-            // The lowest bit of the first byte marks a group address (IEEE 802).
-            .filter(|bytes| bytes[0] & 1 == 0)
-            .map(Mac)
-            .ok_or_else(|| Error::usage(format!("{} is not a network card's address", quoted(&text))))
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> String {
-        mac.to_string()
-    }
-}
-
 /// `N` bytes from the system's random number generator.
 ///
 /// # Errors
@@ -305,15 +414,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_and_addresses_round_trip() {
+    fn ids_round_trip() {
         let id = InstanceId::generate().unwrap();
         assert_eq!(InstanceId::try_from(id.to_string()).unwrap(), id);
         assert_eq!(id.as_str().as_bytes()[14], b'4');
-        let mac = Mac::generate().unwrap();
-        assert_eq!(Mac::try_from(mac.to_string()).unwrap(), mac);
-        for bad in ["", "52:54:00:1:2:3", "53:54:00:01:02:03", "52:54:00:01:02:03:04", "52-54-00-01-02-03"] {
-            assert!(Mac::try_from(bad.to_owned()).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -71,6 +71,11 @@ impl Deadline {
     }
 }
 
+/// Does nothing for this long, whatever comes.
+pub fn sleep(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Calls `probe` at once and then every `step` until it returns `Some`;
 /// `None` when the deadline passed. Ends on Ctrl-C within `step`.
 ///
@@ -81,12 +86,26 @@ pub fn until<T>(
     step: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<Option<T>> {
+    // After the probe: what is to be had at once is had by clean-up too, which runs because of Ctrl-C.
+    to_the_end(deadline, step, || match probe()? {
+        None => interrupt::check().map(|()| None),
+        found => Ok(found),
+    })
+}
+
+/// As [`until`], whatever was interrupted: for what must not be left half-done.
+///
+/// # Errors
+/// What `probe` returns.
+pub fn to_the_end<T>(
+    deadline: &Deadline,
+    step: Duration,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
     loop {
         if let Some(found) = probe()? {
             return Ok(Some(found));
         }
-        // After the probe: what is to be had at once is had by clean-up too, which runs because of Ctrl-C.
-        interrupt::check()?;
         if deadline.passed() {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
 //! Undo: every step of a many-step operation pushes how to take it back;
 //! leaving without [`Undo::commit`] runs them backwards.
 
-use super::Result;
+use super::{Result, interrupt};
 
 type Step = (String, Box<dyn FnOnce() -> Result<()> + Send>);
 
@@ -40,7 +40,7 @@ impl Drop for Undo {
     fn drop(&mut self) {
         while let Some((what, step)) = self.steps.pop() {
             // One failing step must not keep the others from running.
-            match step() {
+            match interrupt::shielded(step) {
                 Ok(()) => tracing::debug!(what, "undone"),
                 Err(error) => tracing::warn!(what, %error, "undoing failed"),
             }

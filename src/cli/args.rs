@@ -7,8 +7,10 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 
 use super::render::Format;
-use crate::base::plan::{Accel, DriverKind};
-use crate::base::{ByteSize, Error};
+use crate::base::container::ContainerWish;
+use crate::base::plan::{Accel, DriverChoice};
+use crate::base::platform::Firmware;
+use crate::base::{Arch, BackendName, ByteSize, Error};
 use crate::ops::create::{self, MachineRequest};
 use crate::ops::sync::FromSources;
 
@@ -58,7 +60,7 @@ impl TrustArgs {
     #[must_use]
     pub fn with(self, sources: Vec<String>) -> FromSources {
         let TrustArgs { keyring, unsigned, allow_older } = self;
-        FromSources { sources, keyring, unsigned, allow_older }
+        FromSources { sources, keyring, path: None, unsigned, allow_older }
     }
 }
 
@@ -94,6 +96,33 @@ fn one_line(error: Error) -> String {
     match error.hints().first() {
         Some(hint) => format!("{error} ({hint})"),
         None => error.to_string(),
+    }
+}
+
+/// The address of a libvirt daemon (libvirt's documentation, "Connection URIs"), looked at only so far that it is one.
+///
+/// # Errors
+/// Text for clap when it is none.
+pub fn uri(text: &str) -> Result<String, String> {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    if !scheme.is_empty() && scheme.chars().all(plain) && !text.chars().any(char::is_control) {
+        return Ok(text.to_owned());
+    }
+    Err("write it as in qemu:///system, qemu+ssh://host/system or incus://REMOTE".into())
+}
+
+/// A variable for a program's environment.
+///
+/// # Errors
+/// Text for clap when it is none.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && name.chars().all(plain) && !value.contains('\0') => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err("write it as NAME=VALUE".into()),
     }
 }
 
@@ -137,6 +166,33 @@ pub fn disk(text: &str) -> Result<ByteSize, String> {
     ByteSize::parse(text, ByteSize::GIB).map_err(one_line)
 }
 
+/// `--limit`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    memory: Option<ByteSize>,
+    cpus: Option<u32>,
+    disk: Option<ByteSize>,
+}
+
+fn limits(text: &str) -> Result<Limits, String> {
+    let mut limits = Limits::default();
+    for part in text.split(',') {
+        let twice = match part.split_once('=') {
+            Some(("memory", size)) => limits.memory.replace(memory(size)?).is_some(),
+            Some(("disk", size)) => limits.disk.replace(disk(size)?).is_some(),
+            Some(("cpu" | "cpus", number)) => {
+                let number = number.parse().map_err(|_| format!("'{number}' is no number of processors"))?;
+                limits.cpus.replace(number).is_some()
+            }
+            _ => return Err("write it as in cpu=2,memory=1GiB,disk=10GiB".into()),
+        };
+        if twice {
+            return Err(format!("'{part}' limits again what is limited already"));
+        }
+    }
+    Ok(limits)
+}
+
 /// Which image, and what machine: for verbs that make one.
 #[derive(clap::Args, Debug)]
 pub struct MachineArgs {
@@ -155,25 +211,68 @@ pub struct MachineArgs {
     /// Size of the first disk; a bare number counts GiB [default: 8G, or the image's if larger]
     #[arg(long, value_parser = disk, value_name = "SIZE", help_heading = "Machine")]
     disk: Option<ByteSize>,
-    /// What runs the guest [default: qemu]
-    #[arg(long, value_parser = value::<DriverKind>, value_name = "DRIVER", help_heading = "Machine")]
-    driver: Option<DriverKind>,
+    /// Processors, memory and disk in one, as in cpu=2,memory=1GiB,disk=10GiB
+    #[arg(long, value_parser = limits, value_name = "LIMITS", conflicts_with_all = ["memory", "cpus", "disk"], help_heading = "Machine")]
+    limit: Option<Limits>,
+    /// What runs the guest: qemu, libvirt, incus, lxc, or auto: the first that fits the image and this host [default: qemu]
+    #[arg(long, value_parser = value::<DriverChoice>, value_name = "DRIVER", help_heading = "Machine")]
+    driver: Option<DriverChoice>,
+    /// The processors' architecture, amd64 or arm64; a foreign one is emulated [default: this machine's]
+    #[arg(long, value_parser = value::<Arch>, value_name = "ARCH", help_heading = "Machine")]
+    arch: Option<Arch>,
+    /// bios, uefi, or uefi-secure: with secure boot [default: bios; uefi for arm64]
+    #[arg(long, value_parser = value::<Firmware>, value_name = "FIRMWARE", help_heading = "Machine")]
+    firmware: Option<Firmware>,
+    /// Give it a TPM 2.0, emulated by swtpm
+    #[arg(long, help_heading = "Machine")]
+    tpm: bool,
+    #[command(flatten)]
+    container: ContainerArgs,
     /// auto, kvm or tcg [default: auto: KVM where it really runs code at speed]
     #[arg(long, value_parser = value::<Accel>, value_name = "ACCEL", help_heading = "Machine")]
     accel: Option<Accel>,
+}
+
+/// What is wished of a container.
+#[derive(clap::Args, Debug)]
+struct ContainerArgs {
+    /// A profile of the daemon's that it takes; may be given several times [default: default]
+    #[arg(long = "profile", value_parser = value::<BackendName>, value_name = "PROFILE", help_heading = "Container")]
+    profiles: Vec<BackendName>,
+    /// Let containers run in it
+    #[arg(long, help_heading = "Container")]
+    nesting: bool,
+    /// Let its root be the host's root: who breaks out of it owns the host
+    #[arg(long, help_heading = "Container")]
+    privileged: bool,
+    /// The cluster's member that it is placed on [default: the cluster decides]
+    #[arg(long, value_parser = value::<BackendName>, value_name = "MEMBER", help_heading = "Container")]
+    target: Option<BackendName>,
+}
+
+impl ContainerArgs {
+    fn wish(self) -> ContainerWish {
+        let ContainerArgs { profiles, nesting, privileged, target } = self;
+        ContainerWish { size: None, privileged, nesting, profiles, target }
+    }
 }
 
 impl MachineArgs {
     /// As a plain request.
     #[must_use]
     pub fn request(self) -> MachineRequest {
+        let limit = self.limit.unwrap_or(Limits { memory: self.memory, cpus: self.cpus, disk: self.disk });
         MachineRequest {
             from: self.image.map_or_else(|| create::From::Pool(self.filters), create::From::File),
             driver: self.driver,
             accel: self.accel,
-            memory: self.memory,
-            cpus: self.cpus,
-            disk: self.disk,
+            memory: limit.memory,
+            cpus: limit.cpus,
+            disk: limit.disk,
+            arch: self.arch,
+            firmware: self.firmware,
+            tpm: self.tpm,
+            container: self.container.wish(),
         }
     }
 }

@@ -1,29 +1,48 @@
 //! `virga console`.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use super::args::value;
-use super::term;
+use super::{raw, term};
 use crate::base::{GuestName, Result};
-use crate::ops::{Env, list};
+use crate::ops::{Env, console};
+
+/// How many lines of the log are shown unless the user says.
+const LINES: usize = 100;
 
 /// `virga console`
 #[derive(clap::Args, Debug)]
+#[command(after_help = "At a terminal it connects: what you type goes to the guest, Ctrl-] leaves.\n\
+    In a pipe, and with --log, it shows what the guest wrote so far.")]
 pub struct Args {
     /// The guest
     #[arg(value_parser = value::<GuestName>)]
     name: GuestName,
-    /// How many of the last lines to show
-    #[arg(long, short = 'n', default_value_t = 100, value_name = "N")]
-    lines: usize,
+    /// Show the log at a terminal too
+    #[arg(long)]
+    log: bool,
+    /// Show the log, this many of its last lines [default: 100]
+    #[arg(long, short = 'n', value_name = "N")]
+    lines: Option<usize>,
 }
 
 /// Runs `virga console`.
 ///
 /// # Errors
-/// As [`list::console`].
+/// As [`console::connect`] at a terminal, else as [`console::log`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
-    for line in list::console(env, &args.name, args.lines)? {
+    let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if at_terminal && !args.log && args.lines.is_none() {
+        let stream = console::connect(env, &args.name)?;
+        env.reporter.note(&format!("connected to the console of '{}': Ctrl-] leaves, Enter shows a prompt", args.name));
+        match raw::session(stream)? {
+            raw::End::Left => env.reporter.note("left the console"),
+            raw::End::Gone => env.reporter.note(&format!("the console of '{}' ended", args.name)),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    for line in console::log(env, &args.name, args.lines.unwrap_or(LINES))? {
         term::data(&format!("{line}\n"));
     }
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::args::{duration, value};
-use crate::base::{GuestName, Kind, Result};
+use crate::base::{GuestName, Kind, Result, interrupt};
+use crate::driver::Autostart;
 use crate::ops::{Env, control};
 
 /// `virga start`
@@ -13,6 +14,18 @@ pub struct StartArgs {
     /// The guests
     #[arg(required = true, value_parser = value::<GuestName>, value_name = "NAME")]
     names: Vec<GuestName>,
+    /// And whenever their host starts, from now on
+    #[arg(long, conflicts_with = "no_autostart")]
+    autostart: bool,
+    /// Among those that start with the host, the ones with a lower number come first
+    #[arg(long, requires = "autostart", value_name = "N")]
+    order: Option<u32>,
+    /// Seconds that the host waits after this one before it starts the next
+    #[arg(long, requires = "autostart", value_name = "SECONDS")]
+    delay: Option<u32>,
+    /// And not by themselves any more when their host starts
+    #[arg(long)]
+    no_autostart: bool,
 }
 
 /// `virga stop` and `virga restart`
@@ -37,6 +50,7 @@ pub(super) fn each(
 ) -> Result<ExitCode> {
     let mut first = None;
     for name in names {
+        interrupt::check()?;
         if let Err(error) = act(name) {
             if error.kind() == Kind::Interrupted {
                 return Err(error);
@@ -55,8 +69,10 @@ pub(super) fn each(
 /// # Errors
 /// As [`control::start`].
 pub fn start(env: Env<'_>, args: StartArgs) -> Result<ExitCode> {
+    let wish = Autostart { order: args.order.unwrap_or(0), delay: args.delay.unwrap_or(0) };
+    let autostart = (args.autostart || args.no_autostart).then_some(args.autostart.then_some(wish));
     each(env, &args.names, |name| {
-        if !control::start(env, name)? {
+        if !control::start(env, name, autostart)? {
             env.reporter.note(&format!("guest '{name}' is running already"));
         }
         Ok(())

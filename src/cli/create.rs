@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use super::args::{MachineArgs, TimeoutArg, disk, user, value};
+use super::args::{MachineArgs, TimeoutArg, disk, duration, user, value};
 use super::{term, wait};
-use crate::base::plan::Forward;
-use crate::base::{ByteSize, GuestName, Kind, Result};
+use crate::base::nic::{Mac, Network};
+use crate::base::plan::{Forward, Tuning};
+use crate::base::{ByteSize, GuestName, Kind, Result, interrupt};
 use crate::ops::create::CreateRequest;
+use crate::ops::session::Life;
 use crate::ops::wait::Goal;
 use crate::ops::{Env, create, destroy};
 
@@ -18,10 +21,35 @@ pub struct Args {
     #[arg(value_parser = value::<GuestName>)]
     name: GuestName,
     #[command(flatten)]
+    guest: GuestArgs,
+    /// Destroy it after this time, as in 30m or 2h
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    ttl: Option<Duration>,
+    /// Only define it
+    #[arg(long, conflicts_with = "wait")]
+    no_start: bool,
+    /// Wait until it is ready, as 'virga wait' does
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    timeout: TimeoutArg,
+}
+
+/// What a guest is to be like: for verbs that make one.
+#[derive(clap::Args, Debug)]
+pub struct GuestArgs {
+    #[command(flatten)]
     machine: MachineArgs,
     /// Add an empty disk; may be given several times
     #[arg(long, value_parser = disk, value_name = "SIZE", help_heading = "Machine")]
     ephemeral_disk: Vec<ByteSize>,
+    /// What a network card is plugged into: user, nat, network=NAME or bridge=NAME; each one adds a card
+    /// [default: what suits the driver]
+    #[arg(long, value_parser = value::<Network>, value_name = "NETWORK", help_heading = "Machine")]
+    network: Vec<Network>,
+    /// Address of a network card; may be given several times, in the cards' order [default: made up]
+    #[arg(long, value_parser = value::<Mac>, value_name = "ADDRESS", help_heading = "Machine")]
+    mac: Vec<Mac>,
     /// Make a port of the guest reachable on 127.0.0.1; may be given several times
     #[arg(long, visible_alias = "publish", short = 'p', value_parser = value::<Forward>, value_name = "HOST:GUEST", help_heading = "Machine")]
     port: Vec<Forward>,
@@ -55,14 +83,6 @@ pub struct Args {
     /// Start from a saved machine of this image, made first if there is none: ready within seconds
     #[arg(long)]
     warm: bool,
-    /// Only define it
-    #[arg(long, conflicts_with = "wait")]
-    no_start: bool,
-    /// Wait until it is ready, as 'virga wait' does
-    #[arg(long)]
-    wait: bool,
-    #[command(flatten)]
-    timeout: TimeoutArg,
 }
 
 /// Runs `virga create`.
@@ -70,13 +90,14 @@ pub struct Args {
 /// # Errors
 /// As [`create::create`] and, with `--wait`, [`crate::ops::wait::wait`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
-    if args.password.is_some() {
+    if args.guest.password.is_some() {
         env.reporter.warn("--password can be read in the process list and in the seed: for debugging only");
     }
     let name = args.name.clone();
     let timeout = args.timeout;
     let (start, wait) = (!args.no_start, args.wait);
-    let created = create::create(env, &request(args))?;
+    let life = args.ttl.map_or(Life::Kept, Life::Limited);
+    let created = create::create(env, &args.guest.request(args.name, life, start))?;
     if created.record.origin.template.is_some() {
         let stages = term::stages(&created.stages);
         env.reporter.note(&format!("started '{name}' warm: {stages}"));
@@ -93,26 +114,36 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     {
         // Ctrl-C takes back what the command made. A guest that was not ready in time stays, to be looked at.
         term::talk(&format!("interrupted: removing '{name}'"));
-        destroy::destroy(env, &name)?;
+        interrupt::shielded(|| destroy::destroy(env, &name))?;
     }
     outcome
 }
 
-fn request(args: Args) -> CreateRequest {
-    CreateRequest {
-        name: args.name,
-        machine: args.machine.request(),
-        warm: args.warm,
-        ephemeral_disks: args.ephemeral_disk,
-        forwards: args.port,
-        user_data: args.user_data,
-        meta_data: args.meta_data,
-        network_config: args.network_config,
-        password: args.password,
-        packages: args.packages,
-        scripts: args.run_script_once,
-        ssh_public_key_files: args.ssh_public_key_file,
-        user: args.user,
-        start: !args.no_start,
+impl GuestArgs {
+    /// The guest that is wanted, under a name and for so long.
+    #[must_use]
+    pub fn request(self, name: GuestName, life: Life, start: bool) -> CreateRequest {
+        CreateRequest {
+            name,
+            machine: self.machine.request(),
+            warm: self.warm,
+            ephemeral_disks: self.ephemeral_disk,
+            networks: self.network,
+            macs: self.mac,
+            forwards: self.port,
+            user_data: self.user_data,
+            meta_data: self.meta_data,
+            network_config: self.network_config,
+            password: self.password,
+            packages: self.packages,
+            scripts: self.run_script_once,
+            scripts_are_shell: false,
+            ssh_public_key_files: self.ssh_public_key_file,
+            user: self.user,
+            machine_type: None,
+            tuning: Tuning::default(),
+            start,
+            life,
+        }
     }
 }

@@ -31,13 +31,14 @@ pub fn completions(args: CompletionArgs, command: &mut clap::Command) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `virga man`: one page for virga and one a verb.
+/// Runs `virga man`: one page for virga and for each of uvtool's commands, and one a verb.
 ///
 /// # Errors
 /// When a page cannot be written.
 pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
     fs::create_dir(&args.folder)?;
     let mut pages = vec![command];
+    pages.extend(super::uvt::commands());
     while let Some(page) = pages.pop() {
         let name = page.get_name().to_owned();
         let mut text = Vec::new();

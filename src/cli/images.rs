@@ -106,7 +106,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
 fn json(line: &Listed) -> serde_json::Value {
     let record = &line.record;
     serde_json::json!({
-        "id": record.id, "source": record.source, "blob": record.blob, "size": record.size,
+        "id": record.id, "ftype": record.key("ftype"), "source": record.source, "blob": record.blob, "size": record.size,
         "virtual_size": record.disk.map(|disk| disk.virtual_size), "format": record.disk.map(|disk| disk.format),
         "synced_at": record.synced_at, "retired_at": record.retired_at, "present": line.present,
         "signer": record.signer(), "guests": line.guests, "chain": record.chain, "keys": record.keys,
@@ -131,8 +131,17 @@ fn state(line: &Listed) -> &'static str {
     match line.record.retired_at {
         _ if !line.present => "missing",
         Some(_) => "retired",
-        None if line.record.disk.is_none() => "file",
-        None => "ready",
+        None if line.record.disk.is_some() => "ready",
+        None => part(line.record.key("ftype")),
+    }
+}
+
+/// What a file is that is no disk image: a part of a container image, or just a file.
+fn part(ftype: &str) -> &'static str {
+    match ftype {
+        "squashfs" | "root.tar.xz" => "root",
+        "incus.tar.xz" | "lxd.tar.xz" => "metadata",
+        _ => "file",
     }
 }
 
@@ -149,7 +158,12 @@ fn table(listed: &[Listed]) {
             record.key("ftype").to_owned(),
             ByteSize(record.size).to_string(),
             record.source.clone(),
-            if record.signer().is_some() { "signed" } else { "UNSIGNED" }.to_owned(),
+            match record.signer() {
+                Some(_) => "signed",
+                None if record.is_own() => "own",
+                None => "UNSIGNED",
+            }
+            .to_owned(),
             state(line).to_owned(),
             line.guests.to_string(),
         ]
@@ -186,7 +200,15 @@ pub(super) fn chain(line: &Listed) -> String {
         record.key("version_name"),
         record.key("item_name")
     );
-    for (name, link) in [("index", &record.chain.index), ("products", &record.chain.products)] {
+    if record.is_own() {
+        text += &format!(
+            "  made of   {}\n            with its metadata sha256:{}\n",
+            record.chain.index.url, record.chain.index.sha256
+        );
+    }
+    for (name, link) in
+        [("index", &record.chain.index), ("products", &record.chain.products)].into_iter().filter(|_| !record.is_own())
+    {
         text += &format!("  {name:<9} {}\n            sha256:{}\n", link.url, link.sha256);
         match &link.signature {
             Some(by) => {

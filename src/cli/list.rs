@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::args::{FormatArg, value};
 use super::render::{self, Format};
 use super::term;
+use crate::base::plan::Disk;
 use crate::base::{GuestName, Result};
 use crate::ops::{Env, list};
 
@@ -38,8 +39,29 @@ struct Row<'a> {
     created: Option<String>,
     memory: Option<u64>,
     cpus: Option<u32>,
+    arch: Option<&'static str>,
+    machine: Option<&'a str>,
+    firmware: Option<String>,
+    disks: Vec<DiskRow<'a>>,
     user: Option<&'a str>,
     ssh: Option<String>,
+    location: Option<&'a str>,
+}
+
+/// One of its disks.
+#[derive(Serialize)]
+struct DiskRow<'a> {
+    name: String,
+    size: u64,
+    format: &'a str,
+    read_only: bool,
+}
+
+impl<'a> DiskRow<'a> {
+    fn of(disk: &'a Disk) -> Self {
+        let (name, format) = (disk.title(), disk.format.name());
+        DiskRow { name, size: disk.size.0, format, read_only: disk.read_only }
+    }
 }
 
 impl<'a> Row<'a> {
@@ -54,14 +76,19 @@ impl<'a> Row<'a> {
             created: record.map(|record| record.created.to_string()),
             memory: record.map(|record| record.plan.memory.0),
             cpus: record.map(|record| record.plan.cpus),
+            arch: record.map(|record| record.plan.arch.name()),
+            machine: record.and_then(|record| record.plan.platform.machine.as_deref()),
+            firmware: record.map(|record| record.plan.platform.firmware.to_string()),
+            disks: record.map(|record| record.plan.disks.iter().map(DiskRow::of).collect()).unwrap_or_default(),
             user: record.map(|record| record.user.as_str()),
             ssh: listed.endpoint.map(|address| address.to_string()),
+            location: listed.location.as_deref(),
         }
     }
 }
 
 /// An image in a few words: what a stream or a file says of it.
-fn image_of(keys: &std::collections::BTreeMap<String, String>) -> String {
+pub(super) fn image_of(keys: &std::collections::BTreeMap<String, String>) -> String {
     let get = |key: &str| keys.get(key).map(String::as_str).unwrap_or_default();
     if let Some(file) = keys.get("file") {
         return file.clone();
@@ -85,15 +112,20 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
         Format::Json => render::json(&rows)?,
         Format::Table => {
             let dash = || "-".to_owned();
+            // A column for those who have a cluster.
+            let clustered = rows.iter().any(|row| row.location.is_some());
             let cells = rows.into_iter().map(|row| {
-                vec![
+                let mut cells = vec![
                     row.name.to_owned(),
                     row.state.to_owned(),
                     row.image.filter(|image| !image.is_empty()).unwrap_or_else(dash),
                     row.ssh.unwrap_or_else(dash),
-                ]
+                ];
+                cells.extend(clustered.then(|| row.location.map_or_else(dash, str::to_owned)));
+                cells
             });
-            render::table(&["NAME", "STATE", "IMAGE", "SSH"], cells.collect());
+            let titles = ["NAME", "STATE", "IMAGE", "SSH", "LOCATION"];
+            render::table(if clustered { &titles } else { &titles[..4] }, cells.collect());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -29,6 +29,10 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
         term::data(&format!("template {id} {size}\n"));
         bytes += size.0;
     }
+    for (name, size) in &pruned.copies {
+        term::data(&format!("copy {name} {size}\n"));
+        bytes += size.0;
+    }
     let verb = if args.dry_run { "would free" } else { "freed" };
     env.reporter.note(&format!("{verb} {}", ByteSize(bytes)));
     Ok(ExitCode::SUCCESS)

@@ -43,6 +43,9 @@ enum Command {
         /// What it is, as in os=debian release=bookworm; arch and version_name have defaults
         #[arg(value_name = "KEY=VALUE")]
         keys: Vec<String>,
+        /// A root file system's metadata archive (incus.tar.xz, lxd.tar.xz) [default: made of the keys]
+        #[arg(long, value_name = "FILE")]
+        metadata: Option<PathBuf>,
         /// The signing key
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
@@ -92,8 +95,8 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
             let fingerprint = publish::init(env, &InitRequest { dir, key, user_id, content_id })?;
             term::data(&format!("{fingerprint}\n"));
         }
-        Command::Add { dir, image, keys, key } => {
-            let added = publish::add(env, &AddRequest { dir, image, keys, key })?;
+        Command::Add { dir, image, keys, metadata, key } => {
+            let added = publish::add(env, &AddRequest { dir, image, metadata, keys, key })?;
             let verb = if added.new { "added" } else { "present" };
             term::data(&format!("{verb} {} {} ({})\n", added.product, added.version, ByteSize(added.size)));
         }

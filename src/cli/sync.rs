@@ -21,6 +21,9 @@ pub struct Args {
     /// Use no network: check that what was verified last is in the pool
     #[arg(long)]
     offline: bool,
+    /// Fetch container images: metadata, and one root file system (squashfs, else root.tar.xz)
+    #[arg(long)]
+    container: bool,
     /// Fetch the newest N versions of each product
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = args::at_least_one())]
     max: usize,
@@ -59,6 +62,9 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
             keep: args.keep,
             dry_run,
             filters: args.filters,
+            every_arch: false,
+            container: args.container,
+            none_is_fine: false,
         },
     )?;
     match format {

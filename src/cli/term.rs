@@ -19,8 +19,13 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Writes data to stdout. A reader that went away (`virga list | head -1`)
 /// ends the command quietly.
 pub fn data(text: &str) {
+    bytes(text.as_bytes());
+}
+
+/// As [`data`], of any kind.
+pub fn bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => DATA_LOST.store(true, Ordering::Relaxed),
         _ => {}
     }
@@ -37,6 +42,12 @@ pub fn data_was_lost() -> bool {
 /// Writes one line of talk to stderr.
 pub fn talk(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The terminal's columns and lines; where there is none, what the first ones had.
+#[must_use]
+pub fn size() -> [u16; 2] {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or([80, 24], |size| [size.ws_col.max(1), size.ws_row.max(1)])
 }
 
 /// Prints an error with its causes and hints.

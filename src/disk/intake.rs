@@ -70,6 +70,36 @@ fn check(path: &Path, claimed: Option<DiskFormat>) -> Result<ImageFacts> {
     Ok(ImageFacts { format, virtual_size, file_size })
 }
 
+/// Checks the file at `path` as a further disk of a guest, which boots nothing from it: a qcow2 image as [`inspect`]
+/// does, an ISO image, a raw disk with an MBR or GPT, or anything at all that is `claimed` to be raw. The
+/// second value tells whether it is an ISO image.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_further(path: &Path, claimed: Option<DiskFormat>) -> Result<(ImageFacts, bool)> {
+    let doing = || format!("checking the disk '{}'", path.display());
+    let metadata = path.metadata().map_err(|error| fs::explain(error, "reading", path))?;
+    if !metadata.is_file() {
+        return Err(Error::refused("it is not a regular file")).context(doing);
+    }
+    let head = read_at_most(&fs::open(path)?, 0, qcow2::HEAD_LIMIT)?;
+    let iso = head.get(ISO_AT..).is_some_and(|bytes| bytes.starts_with(b"CD001"));
+    let raw = claimed == Some(DiskFormat::Raw) || (iso && claimed.is_none());
+    if head.starts_with(&qcow2::MAGIC) || !raw {
+        let checked = check(path, claimed).map(|facts| (facts, false)).context(doing);
+        return match claimed {
+            None => checked.map_err(|error| error.hint("'--format raw' gives it to the guest byte for byte")),
+            Some(_) => checked,
+        };
+    }
+    let file_size = metadata.len();
+    check_virtual_size(file_size).context(doing)?;
+    Ok((ImageFacts { format: DiskFormat::Raw, virtual_size: file_size, file_size }, iso))
+}
+
+/// Where an ISO image has its mark (ECMA-119, 8.1.2: sector 16, second byte).
+const ISO_AT: usize = 0x8001;
+
 fn refuse_other_formats(file: &File, head: &[u8], file_size: u64) -> Result<()> {
     let tail = read_at_most(file, file_size.saturating_sub(512), 512)?;
     match magic::recognise(head, &tail) {

@@ -2,10 +2,14 @@
 //!
 //! Nothing here knows of guests or cloud-init.
 
+mod copy;
+mod grow;
 pub mod intake;
 pub mod overlay;
 
-pub use intake::{ImageFacts, inspect};
+pub use copy::copy;
+pub use grow::{check_size, grow};
+pub use intake::{ImageFacts, inspect, inspect_further};
 pub use overlay::{Backing, create_empty, create_overlay};
 
 /// Largest virtual disk that is accepted or made. Far above any cloud image,

@@ -5,7 +5,17 @@
 //! every method, add its [`DriverKind`] and its arm in [`open`], and let the
 //! conformance suite run over it.
 
+mod accel;
+pub mod carry;
+mod console;
+pub mod incus;
+mod known;
+pub mod kvm;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod lxc;
 pub mod qemu;
+mod session;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,14 +26,29 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::base::plan::{DriverKind, Forward};
-use crate::base::{GuestName, GuestPlan, Layout, Result};
+pub use self::carry::Content;
+pub use self::session::{Ability, Autostart, Details, Exec, SavedIn, Session, Snapshot, Viewer};
+use crate::base::nic::Network;
+use crate::base::plan::{Daemon, Disk, DriverKind, Forward};
+use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Layout, Result};
 
 /// What a driver is opened with.
 #[derive(Clone, Debug)]
 pub struct DriverSettings {
     /// Where guests live.
     pub layout: Layout,
+    /// The daemon to talk to, as in `qemu:///system`; `None`: the usual one.
+    pub connect: Option<String>,
+    /// The daemon's storage pool for disks; `None`: one of our own.
+    pub pool: Option<String>,
+    /// The socket of the Incus or LXD daemon; `None`: the usual one.
+    pub incus: Option<PathBuf>,
+    /// Folders in which clients of Incus and LXD keep their remotes, the first one first.
+    pub incus_clients: Vec<PathBuf>,
+    /// That daemon's storage pool; `None`: the one that its profiles name.
+    pub incus_pool: Option<String>,
+    /// Where containers of classic LXC lie.
+    pub lxc: PathBuf,
 }
 
 /// Opens a driver. Does no I/O; [`Driver::probe`] tells whether it can be used.
@@ -31,6 +56,10 @@ pub struct DriverSettings {
 pub fn open(kind: DriverKind, settings: &DriverSettings) -> Box<dyn Driver> {
     match kind {
         DriverKind::Qemu => Box::new(qemu::Qemu::new(settings)),
+        #[cfg(feature = "libvirt")]
+        DriverKind::Libvirt => Box::new(libvirt::Libvirt::new(settings)),
+        DriverKind::Incus => Box::new(incus::Incus::new(settings)),
+        DriverKind::Lxc => Box::new(lxc::Lxc::new(settings)),
     }
 }
 
@@ -39,12 +68,25 @@ pub fn open(kind: DriverKind, settings: &DriverSettings) -> Box<dyn Driver> {
 /// All methods block. All are safe to repeat: defining what is defined,
 /// starting what runs, stopping what is dead and removing nothing succeed.
 /// Callers hold the guest's lock around methods that change it.
-pub trait Driver: fmt::Debug + Send + Sync {
+///
+/// What is done with a guest that is there is in [`Session`], what comes and goes in [`Content`].
+pub trait Driver: Session + Content + fmt::Debug + Send + Sync {
     /// What it can do; plain data, no I/O.
     fn capabilities(&self) -> Capabilities;
 
+    /// The daemon that keeps new guests, for their plans; `None` for a driver without one. No I/O.
+    fn daemon(&self) -> Option<Daemon>;
+
     /// Is the backend there and usable? Never fails: what is wrong is a finding.
     fn probe(&self, depth: ProbeDepth) -> Vec<Finding>;
+
+    /// Fills in what a new guest's plan leaves to the backend and what then stays the same in the guest's life: the
+    /// firmware's files. Starts no program.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::Unavailable`] without such a firmware, [`crate::base::Kind::Unsupported`] for one that
+    /// guests of this architecture cannot have.
+    fn complete(&self, plan: &mut GuestPlan) -> Result<()>;
 
     /// Defines the guest and labels everything as ours, without starting it.
     ///
@@ -52,7 +94,51 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// [`crate::base::Kind::Unavailable`] without a backend, [`crate::base::Kind::Unsupported`] for a plan that this driver cannot carry out.
     fn create(&self, plan: &GuestPlan) -> Result<()>;
 
-    /// Starts a defined guest and returns once it runs (not: once it answers).
+    /// The newest machine type that the backend has for this guest, as in `pc-q35-10.0`.
+    ///
+    /// # Errors
+    /// When the backend does not say.
+    fn newest_machine(&self, plan: &GuestPlan) -> Result<String>;
+
+    /// As [`create`](Self::create), with disks that have the content of those of `from`, a guest that does not run:
+    /// where the backend holds the disks it copies them, else the caller has.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); what could not be copied.
+    fn duplicate(&self, from: &GuestPlan, to: &GuestPlan) -> Result<()>;
+
+    /// Gives a guest another plan with the same id: what `old` and `new` differ in is changed at the backend, for its
+    /// next start. A guest that runs may differ in its disks alone ([`plug`](Self::plug), [`unplug`](Self::unplug)).
+    /// Files at paths of ours are the caller's affair.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); `reconfigure` the other way round puts back what was changed by then.
+    fn reconfigure(&self, old: &GuestPlan, new: &GuestPlan) -> Result<()>;
+
+    /// Where the backend holds the disks: deletes those that `old` has and `new` has not, once nothing puts `old` back
+    /// any more. Again is success.
+    ///
+    /// # Errors
+    /// What could not be deleted, after all were tried.
+    fn shed(&self, old: &GuestPlan, new: &GuestPlan) -> Result<()>;
+
+    /// Plugs a disk of a running guest's new plan into it, after [`reconfigure`](Self::reconfigure). One that is
+    /// plugged in is left alone.
+    ///
+    /// # Errors
+    /// What the backend said; the disk is not there then.
+    fn plug(&self, plan: &GuestPlan, disk: &Disk) -> Result<()>;
+
+    /// Takes a disk out of a running guest, before [`reconfigure`](Self::reconfigure), and returns once the guest has
+    /// let it go. None is success.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::Unsupported`] for one that can go only while the guest is stopped,
+    /// [`crate::base::Kind::TimedOut`] when the guest holds on to it.
+    fn unplug(&self, plan: &GuestPlan, disk: &Disk) -> Result<()>;
+
+    /// Starts a defined guest and returns once it runs (not: once it answers). One that the backend keeps the
+    /// memory of ([`Status::Saved`]) goes on from there.
     ///
     /// # Errors
     /// [`crate::base::Kind::Unavailable`] when the backend cannot run it; what the backend said is in the message.
@@ -139,11 +225,25 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// When the log cannot be read.
     fn console_tail(&self, plan: &GuestPlan, lines: usize) -> Result<Vec<String>>;
 
-    /// Guests under our label, known to us or not: what a killed command may have left.
+    /// Removes the copies of images that the backend keeps for guests and that `needed` does not
+    /// want and no guest stands on. Returns what goes; with `dry_run`, would go. `away` is told of daemons
+    /// that do not answer: theirs stay.
     ///
     /// # Errors
-    /// When the backend does not answer.
-    fn list_owned(&self) -> Result<Vec<Owned>>;
+    /// What the backend said.
+    fn sweep_images(
+        &self,
+        needed: &dyn Fn(&str) -> bool,
+        dry_run: bool,
+        away: Away<'_>,
+    ) -> Result<Vec<(String, ByteSize)>>;
+
+    /// Guests under our label, known to us or not, wherever guests of this state folder ever were: what a killed
+    /// command may have left. `away` is told of daemons that do not answer: what they keep is not seen.
+    ///
+    /// # Errors
+    /// What the backend said.
+    fn list_owned(&self, away: Away<'_>) -> Result<Vec<Owned>>;
 
     /// Stops and removes something that [`list_owned`](Self::list_owned) found.
     ///
@@ -193,14 +293,42 @@ pub struct Capabilities {
     pub boots: &'static [Boots],
     /// Where the disk lives: the caller lays it out in the guest's folder, or uploads it.
     pub storage: Storage,
+    /// How the seed gets to it.
+    pub seed: SeedIn,
     /// How the guest is reached.
     pub reached: Reached,
+    /// What a guest's card is plugged into unless the user says.
+    pub default_network: Network,
     /// Whether the console is logged; without it a failed wait shows none.
     pub console_log: bool,
-    /// Whether a running guest's memory can be saved.
+    /// Whether a running guest's memory can be saved into files of ours: templates are made of those.
     pub memory_snapshots: bool,
-    /// Whether guests run again by themselves after the host was restarted.
-    pub survives_host_reboot: bool,
+    /// Who keeps the memory of a guest that is saved.
+    pub saved_in: SavedIn,
+    /// Whether a guest has a clock of its own, which stands while it is held.
+    pub own_clock: bool,
+    /// Whether programs can be run in a guest without SSH.
+    pub exec: Ability,
+    /// Whether files can be brought into a running guest, and out of it, without SSH.
+    pub files: Ability,
+    /// Whether they can while it does not run.
+    pub files_when_stopped: Ability,
+    /// Whether a guest's root can be had as a tar: images are made of those.
+    pub publish: Ability,
+    /// Whether a guest can be written into a file, and made of one.
+    pub export: Ability,
+    /// Whether folders of the host's can be attached.
+    pub folders: Ability,
+    /// Whether they can to a guest that runs.
+    pub folders_when_running: Ability,
+    /// Whether ports can be made reachable, and taken away, once a guest is there.
+    pub ports: Ability,
+    /// Whether a guest can be resized as it runs.
+    pub resize_when_running: Ability,
+    /// Whether there is a daemon that keeps images of its own.
+    pub daemon_images: Ability,
+    /// Whether guests can be made to run again by themselves after the host was restarted.
+    pub autostart: Ability,
 }
 
 /// Kinds of image.
@@ -219,6 +347,15 @@ pub enum Storage {
     OurPath,
     /// The backend's own pool.
     BackendPool,
+}
+
+/// How a guest gets its seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeedIn {
+    /// As an image with a file system: a disk of the guest's.
+    Image,
+    /// As a folder with the documents: the driver lays them where the guest looks.
+    Folder,
 }
 
 /// How a guest's SSH is reached.
@@ -241,6 +378,9 @@ pub struct Finding {
     pub detail: String,
     /// What the user can do about it.
     pub hint: Option<String>,
+    /// What kind of error it is to whoever cannot go on because of it.
+    #[serde(skip)]
+    pub kind: Kind,
 }
 
 /// How a finding stands.
@@ -260,6 +400,8 @@ pub enum Level {
 pub struct Started {
     /// One line each: a fallback taken and why.
     pub notes: Vec<String>,
+    /// The concrete type of the machine that was made, as in `pc-q35-10.0`, where the backend says.
+    pub machine: Option<String>,
 }
 
 /// How to stop a guest.
@@ -281,6 +423,8 @@ pub enum Status {
     Paused,
     /// It does not run: never started, or shut down.
     Stopped,
+    /// It does not run, and the backend keeps what was in its memory ([`SavedIn::Backend`]).
+    Saved,
     /// It ran and ended without being shut down: killed, or its program failed.
     Died,
 }
@@ -299,10 +443,14 @@ impl fmt::Display for Status {
             Status::Running => "running",
             Status::Paused => "paused",
             Status::Stopped => "stopped",
+            Status::Saved => "saved",
             Status::Died => "died",
         })
     }
 }
+
+/// Is told of each daemon that does not answer.
+pub type Away<'a> = &'a mut dyn FnMut(Error);
 
 /// Something under our label.
 #[derive(Clone, Debug)]

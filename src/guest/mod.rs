@@ -4,6 +4,9 @@
 //! written before anything else is made, so that a killed command leaves a
 //! named thing that `list` shows and `destroy` removes.
 
+mod exported;
+mod shape;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,10 +14,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::exported::Exported;
+pub use self::shape::Shape;
 use crate::base::lock::{FileLock, Mode};
 use crate::base::name::quoted;
 use crate::base::plan::DriverKind;
-use crate::base::{Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, TemplateId, fs};
+use crate::base::{
+    Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, SessionId, SnapshotName, TemplateId, fs,
+};
 
 /// The shape of `guest.json` that this build writes.
 const RECORD_VERSION: u32 = 1;
@@ -40,8 +47,9 @@ pub enum Phase {
 pub struct Origin {
     /// The image's record, unless it was a file.
     pub image: Option<ImageId>,
-    /// The blob under the overlay: in use as long as this guest exists.
-    pub blob: Digest,
+    /// The blob under the overlay, in use as long as this guest exists; `None` for one that stands on no blob of the pool's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob: Option<Digest>,
     /// What the stream said of it (`os`, `release`, `version_name` …), for listings.
     pub keys: BTreeMap<String, String>,
     /// The saved machine that it was resumed from: its disk layer is under the overlay as well.
@@ -65,10 +73,17 @@ pub struct Record {
     pub user: String,
     /// The private keys that open it; empty: those that `ssh` finds by itself.
     pub identities: Vec<PathBuf>,
-    /// Its public host keys, as the seed injects them.
-    pub host_keys: Vec<String>,
     /// What the driver was given.
     pub plan: GuestPlan,
+    /// The plan that was before, while a change to it is under way: its backend knows the one or the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<GuestPlan>,
+    /// The session that it belongs to and goes with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// What it was like at its snapshots. One may be here that is not there any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub snapshots: BTreeMap<SnapshotName, Shape>,
 }
 
 impl Record {
@@ -83,8 +98,10 @@ impl Record {
             origin,
             user: String::new(),
             identities: Vec::new(),
-            host_keys: Vec::new(),
             plan,
+            was: None,
+            session: None,
+            snapshots: BTreeMap::new(),
         }
     }
 
@@ -112,9 +129,37 @@ impl Held {
     pub fn save(&self) -> Result<()> {
         save(&self.layout, &self.record)
     }
+
+    /// Gives the guest a plan with another name, the old one in [`Record::was`]: writes that into the folder, and
+    /// renames the folder. Whenever this is killed, the folder's name says which plan counts. Held under the new
+    /// name afterwards.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] when the name is taken; the guest has its old one then, and its old record.
+    pub fn rename(&mut self, plan: GuestPlan) -> Result<()> {
+        let record = Record { plan, was: Some(self.record.plan.clone()), ..self.record.clone() };
+        let (from, to) = (self.layout.guest_files(self.record.name()), self.layout.guest_files(record.name()));
+        if exists(&self.layout, record.name()) {
+            return Err(taken(&self.layout, record.name()));
+        }
+        fs::write_json(&from.record(), &record, 0o600)?;
+        if let Err(error) = fs::rename_new(from.folder(), to.folder()) {
+            self.save()?;
+            return Err(match error.kind() {
+                Kind::Exists => taken(&self.layout, record.name()),
+                _ => error,
+            });
+        }
+        self.record = record;
+        Ok(())
+    }
 }
 
-fn save(layout: &Layout, record: &Record) -> Result<()> {
+/// Writes a record into its guest's folder, atomically. The caller holds the guest.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save(layout: &Layout, record: &Record) -> Result<()> {
     fs::write_json(&layout.guest_files(record.name()).record(), record, 0o600)
 }
 
@@ -172,6 +217,11 @@ pub fn load(layout: &Layout, name: &GuestName) -> Result<Option<Record>> {
     if record.version > RECORD_VERSION {
         return Err(Error::failed(format!("guest '{name}' was made by a newer virga")).hint("update virga"));
     }
+    let mut record = record;
+    if let Some(was) = record.was.as_mut().filter(|was| was.name == *name && record.plan.name != *name) {
+        // Being renamed: the folder's name says which way it is.
+        std::mem::swap(&mut record.plan, was);
+    }
     if record.name() != name {
         return Err(Error::failed(format!("the record of guest '{name}' is that of '{}'", record.name())));
     }
@@ -223,6 +273,20 @@ pub fn lock(layout: &Layout, name: &GuestName) -> Result<FileLock> {
     let lock = FileLock::acquire(&layout.guest_files(name).lock(), Mode::Exclusive, &title(name), PATIENCE);
     // The folder went while we waited for whoever removed it.
     lock.map_err(|error| if error.kind() == Kind::NotFound { missing(name) } else { error })
+}
+
+/// Whether no command is at work on the guest right now; so when it has no folder.
+///
+/// # Errors
+/// When its lock cannot be tried.
+pub fn is_free(layout: &Layout, name: &GuestName) -> Result<bool> {
+    if !exists(layout, name) {
+        return Ok(true);
+    }
+    match FileLock::try_acquire(&layout.guest_files(name).lock(), Mode::Exclusive) {
+        Err(error) if error.kind() == Kind::NotFound => Ok(true),
+        lock => Ok(lock?.is_some()),
+    }
 }
 
 /// Whether the name is taken, by a whole guest or by a half-made one.
@@ -312,7 +376,7 @@ pub fn blobs_in_use(layout: &Layout) -> Result<std::collections::BTreeSet<Digest
     for entry in list(layout)? {
         match entry {
             Entry::Known(record) => {
-                used.insert(record.origin.blob);
+                used.extend(record.origin.blob);
             }
             // The record is written before any disk: without one there is no disk.
             Entry::Broken(_, None) => {}

@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::plan::{Accel, InstanceId, Mac};
+use crate::base::plan::{Accel, InstanceId};
 use crate::base::{Arch, ByteSize, DigestAlgorithm};
 
 fn layout() -> (tempfile::TempDir, Layout) {
@@ -19,16 +19,22 @@ fn record(layout: &Layout, name: &str) -> Record {
         accel: Accel::Auto,
         disks: Vec::new(),
         seed: None,
-        mac: Mac::generate().unwrap(),
+        nics: Vec::new(),
         forwards: Vec::new(),
+        host_keys: Vec::new(),
         console_log: files.console_log(),
         backend_log: files.backend_log(),
         runtime: layout.runtime(id.short()),
+        daemon: None,
+        tuning: crate::base::plan::Tuning::default(),
+        platform: Default::default(),
+        container: None,
+        volumes: None,
         name,
         id,
     };
     let blob = Digest::from_bytes(DigestAlgorithm::Sha256, &[7; 32]);
-    Record::new(DriverKind::Qemu, Origin { image: None, blob, keys: BTreeMap::new(), template: None }, plan)
+    Record::new(DriverKind::Qemu, Origin { image: None, blob: Some(blob), keys: BTreeMap::new(), template: None }, plan)
 }
 
 #[test]

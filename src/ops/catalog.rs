@@ -131,6 +131,7 @@ pub(super) struct Listed {
 }
 
 /// An item that the source offers, and why it is trusted.
+#[derive(Clone)]
 pub(super) struct Offer {
     pub item: Item,
     pub chain: Chain,

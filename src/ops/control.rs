@@ -1,12 +1,16 @@
 //! Starting and stopping guests that exist.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Env, ssh};
+use super::{Env, change, list, machine, ssh};
+use crate::base::layout::GuestFiles;
+use crate::base::plan::difference;
 use crate::base::poll::{self, Deadline};
 use crate::base::undo::Undo;
-use crate::base::{Context as _, Error, GuestName, Kind, Result, fs};
-use crate::driver::{Begin, Driver, Saved, Status, Stop};
+use crate::base::{Context as _, Error, GuestName, GuestPlan, Kind, Result, fs};
+use crate::driver::{Autostart, Begin, Driver, Saved, SavedIn, Status, Stop};
 use crate::guest::{self, Record};
 use crate::ssh::session;
 
@@ -14,62 +18,152 @@ use crate::ssh::session;
 const CLOCK: Duration = Duration::from_secs(20);
 
 /// Starts a guest; one that runs is left alone. Returns whether it had to be started.
+/// With `autostart`, says before that whether it starts with its host from now on.
 ///
 /// # Errors
-/// [`crate::base::Kind::NotFound`] without such a guest, [`crate::base::Kind::Unavailable`] when the backend cannot run it.
-pub fn start(env: Env<'_>, name: &GuestName) -> Result<bool> {
-    let held = guest::hold(&env.settings.layout, name)?;
+/// [`crate::base::Kind::NotFound`] without such a guest, [`crate::base::Kind::Unavailable`] when the backend cannot run it,
+/// [`crate::base::Kind::Unsupported`] for `autostart` with a driver that has none.
+pub fn start(env: Env<'_>, name: &GuestName, autostart: Option<Option<Autostart>>) -> Result<bool> {
+    let mut held = change::hold(env, name)?;
     let driver = env.driver(held.record.driver);
     let plan = &held.record.plan;
-    let state = env.settings.layout.guest_files(name).saved();
-    match driver.status(plan)? {
+    if let Some(wish) = autostart {
+        let what = || format!("the {} driver cannot start guests with the host", held.record.driver);
+        driver.capabilities().autostart.demand(what)?;
+        if let Some(further) = driver.set_autostart(plan, wish)? {
+            env.reporter.note(&further);
+        }
+    }
+    let files = env.settings.layout.guest_files(name);
+    let file = files.saved();
+    let status = status(env, driver.as_ref(), plan)?;
+    match status {
         // A command was killed while it saved or loaded this guest. It has not run since the file that is there was
         // written, whatever its backend says as it goes, so it is begun again from that.
-        Status::Paused | Status::Running if state.exists() => driver.stop(plan, Stop::Force)?,
-        Status::Paused => {
-            driver.release(plan)?;
-            right_clock(env, &held.record);
-            return Ok(true);
-        }
+        Status::Paused | Status::Running if file.exists() => driver.stop(plan, Stop::Force)?,
+        Status::Paused => return let_run(env, driver.as_ref(), &held.record).map(|()| true),
         Status::Running => return Ok(false),
-        Status::Stopped | Status::Died => {}
+        Status::Saved | Status::Stopped | Status::Died => {}
     }
-    if state.exists() {
-        resume(env, driver.as_ref(), &held.record, Saved { state, memory: None })?;
+    fs::remove_file(&files.saving())?;
+    if file.exists() {
+        unchanged(driver.as_ref(), plan, &files.saved_by())?;
+        from_file(env, driver.as_ref(), &held.record, Saved { state: file, memory: None })?;
         return Ok(true);
     }
-    for note in driver.start(plan, Begin::Boot)?.notes {
+    let started = driver.start(plan, Begin::Boot).map_err(|error| match status {
+        Status::Saved => error.hint(from_disk(name)),
+        _ => error,
+    })?;
+    if machine::note_type(&mut held.record.plan, &started) {
+        held.save()?;
+    }
+    for note in started.notes {
         env.reporter.note(&note);
+    }
+    if status == Status::Saved {
+        right_clock(env, &held.record);
     }
     Ok(true)
 }
 
+/// How a guest of which we have the lock stands. One that a killed command began to save is held, or is about to be,
+/// also while its backend is too busy with that to say so.
+fn status(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan) -> Result<Status> {
+    match driver.status(plan)? {
+        Status::Running if env.settings.layout.guest_files(&plan.name).saving().exists() => Ok(Status::Paused),
+        status => Ok(status),
+    }
+}
+
+/// Lets a guest go on that is held, by the user or by a killed command, and sets its clock.
+fn let_run(env: Env<'_>, driver: &dyn Driver, record: &Record) -> Result<()> {
+    driver.release(&record.plan)?;
+    // What a killed save left unfinished is nothing to go on from, and has the guest's secrets in it.
+    fs::remove_file(&env.settings.layout.guest_files(record.name()).saving())?;
+    right_clock(env, record);
+    Ok(())
+}
+
+/// Fails when what the saved machine depends on is not as it was: it would break in ways that nobody can tell.
+fn unchanged(driver: &dyn Driver, plan: &GuestPlan, saved_by: &Path) -> Result<()> {
+    let then: BTreeMap<String, String> = fs::read_json(saved_by)?.unwrap_or_default();
+    match difference(&then, &driver.fingerprint(plan)?) {
+        None => Ok(()),
+        Some(change) => {
+            Err(Error::refused(format!("guest '{}' cannot go on: {change}", plan.name)).hint(from_disk(&plan.name)))
+        }
+    }
+}
+
+/// Where a guest's saved memory is, if its driver leaves that to us: nothing is there otherwise.
+pub(super) fn saved_file(env: Env<'_>, name: &GuestName) -> PathBuf {
+    env.settings.layout.guest_files(name).saved()
+}
+
+fn from_disk(name: &GuestName) -> String {
+    format!(
+        "'virga restart --force {name}' starts it from its disk, as after a power cut; what was in its memory is lost"
+    )
+}
+
+/// Holds a running guest in memory; one that is held is left alone. Returns whether it had to be held.
+///
+/// # Errors
+/// [`crate::base::Kind::NotFound`] without such a guest; [`crate::base::Kind::Failed`] when it does not run.
+pub fn suspend(env: Env<'_>, name: &GuestName) -> Result<bool> {
+    let held = guest::hold(&env.settings.layout, name)?;
+    let driver = env.driver(held.record.driver);
+    match status(env, driver.as_ref(), &held.record.plan)? {
+        _ if saved_file(env, name).exists() => Err(list::not_running(name, Status::Saved)),
+        status if !status.is_alive() => Err(list::not_running(name, status)),
+        Status::Paused => Ok(false),
+        _ => driver.suspend(&held.record.plan).map(|()| true),
+    }
+}
+
+/// Lets a guest go on that is held, and sets its clock; one that runs is left alone. Returns whether it was held.
+///
+/// # Errors
+/// As [`suspend`].
+pub fn resume(env: Env<'_>, name: &GuestName) -> Result<bool> {
+    let held = guest::hold(&env.settings.layout, name)?;
+    let driver = env.driver(held.record.driver);
+    match status(env, driver.as_ref(), &held.record.plan)? {
+        _ if saved_file(env, name).exists() => Err(list::not_running(name, Status::Saved)),
+        status if !status.is_alive() => Err(list::not_running(name, status)),
+        Status::Paused => let_run(env, driver.as_ref(), &held.record).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
 /// Goes on from where the guest was saved, once: what it does then to its disk, the saved memory does not know.
-fn resume(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -> Result<()> {
+fn from_file(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -> Result<()> {
     let plan = &record.plan;
     let started = driver.start(plan, Begin::Empty(None))?;
     let mut undo = Undo::new();
     let (again, plan_) = (env.driver(record.driver), plan.clone());
     undo.push("the guest at its backend", move || again.stop(&plan_, Stop::Force));
-    driver.load(plan, &saved).map_err(|error| {
-        error.hint(format!(
-            "'virga restart --force {0}' starts it from its disk, as after a power cut; what was in its memory is lost",
-            plan.name
-        ))
-    })?;
+    driver.load(plan, &saved).map_err(|error| error.hint(from_disk(&plan.name)))?;
     undo.commit();
     for note in started.notes {
         env.reporter.note(&note);
     }
-    // In this order: from here on the file is not what the guest is any more.
+    // In this order, and durably: from here on the file is not what the guest is any more, and after a power cut it
+    // must not come back and be loaded over a newer disk.
     fs::remove_file(&saved.state)?;
+    fs::sync_dir(fs::folder_of(&saved.state))?;
     driver.release(plan)?;
+    fs::remove_file(&env.settings.layout.guest_files(&plan.name).saved_by())?;
     right_clock(env, record);
     Ok(())
 }
 
 /// A guest that was held has missed the time. What stands in the way is a warning: it runs.
-fn right_clock(env: Env<'_>, record: &Record) {
+pub(super) fn right_clock(env: Env<'_>, record: &Record) {
+    if !env.driver(record.driver).capabilities().own_clock {
+        return;
+    }
     if let Err(error) = set_clock(env, record) {
         env.reporter.warn(&format!("the clock of '{}' stands where it was saved: {error}", record.name()));
     }
@@ -83,51 +177,81 @@ fn set_clock(env: Env<'_>, record: &Record) -> Result<()> {
     let address = poll::until(&deadline, Duration::from_millis(50), || driver.endpoint(&record.plan))?;
     let address = address.ok_or_else(|| Error::timed_out("it has no address"))?;
     let target = login.at(address);
-    let now = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?.as_secs_f64();
-    let command = format!("sudo -n date --utc --set=@{now:.3}");
-    let output = session::run(&target, &[command.as_str()], &[], deadline.left())?;
-    if output.status.success() { Ok(()) } else { Err(Error::failed("it refused the command 'sudo date'")) }
+    let now = || {
+        let now = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?;
+        Ok(format!("{:.3}\n", now.as_secs_f64()).into_bytes())
+    };
+    let command = "sudo -n sh -c 'echo ready; read now; date --utc --set=@$now'";
+    let set = poll::until(&deadline, Duration::from_millis(100), || {
+        let output = match session::run_fresh(&target, command, "ready", now, deadline.left()) {
+            Err(error) if error.kind() == Kind::TimedOut => return Ok(None),
+            output => output?,
+        };
+        match output.status.code() {
+            Some(0) => Ok(Some(())),
+            // A bridge lets nothing through for a moment after a guest was plugged in.
+            Some(session::CHANNEL_FAILED) => Ok(None),
+            _ => Err(Error::failed("it refused the command 'sudo date'")),
+        }
+    })?;
+    set.ok_or_else(|| Error::timed_out("it does not answer over SSH"))
 }
 
 /// Saves a running guest with its memory and ends it; one that is saved is left
 /// alone. It starts again with [`start`].
 ///
 /// # Errors
-/// [`Kind::Unsupported`] when its driver cannot; [`Kind::Failed`] when it does not run.
+/// [`crate::base::Kind::Unsupported`] when its driver cannot; [`crate::base::Kind::Failed`] when it does not run.
 pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
     let held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
-    if !driver.capabilities().memory_snapshots {
-        return Err(Error::new(Kind::Unsupported, format!("the {} driver cannot save guests", held.record.driver)));
-    }
-    let state = env.settings.layout.guest_files(name).saved();
-    if !driver.status(&held.record.plan)?.is_alive() {
-        if state.exists() {
-            return Ok(false);
-        }
-        return Err(Error::failed(format!("guest '{name}' is not running")).hint(format!("virga start {name}")));
+    let plan = &held.record.plan;
+    let file = saved_file(env, name);
+    match status(env, driver.as_ref(), plan)? {
+        Status::Saved => return Ok(false),
+        // A command was killed between the two last steps: the file is whole, and the guest has not run since.
+        status if status.is_alive() && file.exists() => return driver.stop(plan, Stop::Force).map(|()| true),
+        status if !status.is_alive() && file.exists() => return Ok(false),
+        status if !status.is_alive() => return Err(list::not_running(name, status)),
+        // Held by a save that was killed, perhaps: from there it cannot be saved once more.
+        Status::Paused => driver.release(plan)?,
+        _ => {}
     }
     let waiting = env.reporter.wait(name.as_str());
     waiting.stage("saving");
-    // Written under another name: a file of this one is whole.
-    let unfinished = state.with_extension("new");
-    fs::remove_file(&unfinished)?;
-    driver.save(&held.record.plan, &Saved { state: unfinished.clone(), memory: None })?;
-    let kept = || {
-        let whole = fs::open(&unfinished)?.sync_all();
-        whole.map_err(|error| fs::explain(error, "writing", &unfinished))?;
-        fs::rename(&unfinished, &state)
-    };
-    if let Err(error) = kept() {
-        driver.release(&held.record.plan)?;
-        return Err(error);
+    match driver.capabilities().saved_in {
+        SavedIn::Backend => driver.save_there(plan)?,
+        SavedIn::OurFile => into_file(driver.as_ref(), plan, &env.settings.layout.guest_files(name))?,
+        SavedIn::Nobody(reason) => {
+            return Err(Error::new(Kind::Unsupported, format!("guest '{name}' cannot be saved: {reason}"))
+                .hint(format!("'virga suspend {name}' holds it as long as the host runs")));
+        }
     }
-    driver.stop(&held.record.plan, Stop::Force)?;
     Ok(true)
 }
 
+fn into_file(driver: &dyn Driver, plan: &GuestPlan, files: &GuestFiles) -> Result<()> {
+    fs::write_json(&files.saved_by(), &driver.fingerprint(plan)?, 0o600)?;
+    // Written under another name: a file of this one is whole.
+    let unfinished = files.saving();
+    fs::remove_file(&unfinished)?;
+    driver.save(plan, &Saved { state: unfinished.clone(), memory: None })?;
+    let kept = || {
+        let whole = fs::open(&unfinished)?.sync_all();
+        whole.map_err(|error| fs::explain(error, "writing", &unfinished))?;
+        fs::rename(&unfinished, &files.saved())
+    };
+    if let Err(error) = kept() {
+        // First: a guest that runs must not have a file to go on from.
+        [files.saved(), unfinished.clone()].iter().try_for_each(|path| fs::remove_file(path))?;
+        driver.release(plan)?;
+        return Err(error);
+    }
+    driver.stop(plan, Stop::Force)
+}
+
 /// Stops a guest and returns once it is dead; one that does not run is left alone, but that
-/// force takes from a saved one what was in its memory.
+/// force takes from a saved one what was in its memory. Returns whether there was something to do.
 ///
 /// # Errors
 /// [`crate::base::Kind::TimedOut`] when it would not go in time.
@@ -135,14 +259,19 @@ pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     let held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
     let plan = &held.record.plan;
-    let state = env.settings.layout.guest_files(name).saved();
+    let files = env.settings.layout.guest_files(name);
+    let file = files.saved();
+    let saved = file.exists();
     if how == Stop::Force {
-        fs::remove_file(&state)?;
+        [&file, &files.saved_by()].into_iter().try_for_each(|path| fs::remove_file(path))?;
     }
-    let how = match driver.status(plan)? {
-        Status::Stopped | Status::Died => return Ok(false),
+    let status = status(env, driver.as_ref(), plan)?;
+    fs::remove_file(&files.saving())?;
+    let how = match status {
+        Status::Saved if how == Stop::Force => return driver.drop_saved(plan).map(|()| true),
+        Status::Stopped | Status::Died | Status::Saved => return Ok(saved && how == Stop::Force),
         // As in `start`: the command that saved it was killed before it ended its process.
-        _ if state.exists() => Stop::Force,
+        _ if saved => Stop::Force,
         // One that is held is deaf to the power button.
         Status::Paused if how != Stop::Force => {
             driver.release(plan)?;
@@ -162,7 +291,7 @@ pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
 /// As [`stop`] and [`start`].
 pub fn restart(env: Env<'_>, name: &GuestName, how: Stop) -> Result<()> {
     stop(env, name, how)?;
-    start(env, name)?;
+    start(env, name, None)?;
     Ok(())
 }
 

@@ -8,21 +8,24 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::machine::{self, Base, Machine};
-use super::{Env, warm};
-use crate::base::plan::{Disk, DiskFormat, Forward, Layer};
+use super::machine::{self, Machine, Root};
+use super::origin::{Base, Content};
+use super::session::{self, Life};
+use super::{Env, identity, warm};
+use crate::base::nic::{Mac, Network, Nic};
+use crate::base::plan::{Disk, DiskFormat, Forward, Layer, Tuning};
 use crate::base::poll::Laps;
 use crate::base::undo::Undo;
-use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, fs, interrupt};
+use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, SessionId, fs, interrupt};
 use crate::disk;
-use crate::driver::Begin;
+use crate::driver::{Begin, Driver, Storage};
 use crate::guest::{self, Held, Phase, Record};
 use crate::seed::{self, Seed, SeedRequest};
 use crate::ssh::authorized::{self, Sources};
-use crate::ssh::{keys, known_hosts};
 use crate::template::Template;
 
-pub use super::machine::{From, MachineRequest};
+pub use super::machine::MachineRequest;
+pub use super::origin::{From, InPlace};
 
 /// Most bytes read of one file that goes into the seed.
 const SEED_FILE_LIMIT: u64 = 16 << 20;
@@ -38,6 +41,10 @@ pub struct CreateRequest {
     pub warm: bool,
     /// Further, empty disks.
     pub ephemeral_disks: Vec<ByteSize>,
+    /// What its network cards are plugged into, one card each; empty: one card, as the driver likes it.
+    pub networks: Vec<Network>,
+    /// The cards' addresses, in their order; those that are not given are made up.
+    pub macs: Vec<Mac>,
     /// Ports made reachable on the host's loopback, besides SSH.
     pub forwards: Vec<Forward>,
     /// The user's own user-data, merged with ours.
@@ -52,12 +59,20 @@ pub struct CreateRequest {
     pub packages: Vec<String>,
     /// Scripts that cloud-init runs once.
     pub scripts: Vec<PathBuf>,
+    /// Whether scripts that do not say what runs them are for `sh`; else they are refused.
+    pub scripts_are_shell: bool,
     /// Files with the public keys that get in; empty: the agent's, else `~/.ssh/id_*.pub`, else a key of our own.
     pub ssh_public_key_files: Vec<PathBuf>,
     /// The user to log in as; `None`: the image's.
     pub user: Option<String>,
+    /// What is unusual about the machine.
+    pub tuning: Tuning,
+    /// The machine type, in QEMU's words; `None`: the backend's newest.
+    pub machine_type: Option<String>,
     /// Whether to start it.
     pub start: bool,
+    /// How long it is to be there.
+    pub life: Life,
 }
 
 /// A guest that was made.
@@ -78,7 +93,9 @@ pub struct Created {
 /// [`Kind::Refused`] for a hostile image file, [`Kind::Unavailable`] without a backend.
 pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Created> {
     let machine = Machine::of(env, &request.machine)?;
-    machine::usable(env.driver(machine.driver).as_ref())?;
+    // Kept, with what it has open, for those that are opened below.
+    let driver = env.driver(machine.driver);
+    machine::usable(driver.as_ref())?;
     let layout = &env.settings.layout;
     if guest::exists(layout, &request.name) {
         // Before an image file is copied for nothing; `reserve` decides for good.
@@ -88,18 +105,14 @@ pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Created> {
     let pool = env.pool()?;
     // Held until the guest's record names the blob: prune waits for that.
     let _pool_lock = pool.lock_shared()?;
-    let base = Base::find(env, &pool, &request.machine)?;
-    let job = Job { env, request, machine: &machine, base: &base, material: &material };
-    if request.warm
-        && let Some(template) = warm::template(&job)?
-    {
-        match job.make(Some(&template)) {
-            // Nothing of it is left: what can be had is a cold start.
-            Err(error) if !matches!(error.kind(), Kind::Interrupted | Kind::Exists) => warm::give_up(env, &error),
-            made => return made,
-        }
+    let base = Base::find(env, &pool, &request.machine, driver.capabilities().boots)?;
+    let session = session::of(env, &request.life)?;
+    let job = Job { env, request, machine: &machine, base: &base, material: &material, session };
+    let made = job.warm_or_cold();
+    if let (Err(_), Some(session)) = (&made, &job.session) {
+        session::give_up(env, session)?;
     }
-    job.make(None)
+    made
 }
 
 /// All that is needed to make the guest.
@@ -109,9 +122,25 @@ pub(super) struct Job<'a> {
     pub machine: &'a Machine,
     pub base: &'a Base,
     pub material: &'a Material,
+    pub session: Option<SessionId>,
 }
 
 impl Job<'_> {
+    fn warm_or_cold(&self) -> Result<Created> {
+        if self.request.warm
+            && let Some(template) = warm::template(self)?
+        {
+            match self.make(Some(&template)) {
+                // Nothing of it is left: what can be had is a cold start.
+                Err(error) if !matches!(error.kind(), Kind::Interrupted | Kind::Exists) => {
+                    warm::give_up(self.env, &error);
+                }
+                made => return made,
+            }
+        }
+        self.make(None)
+    }
+
     /// Makes it, from the template or from the image. Nothing is left when it fails.
     fn make(&self, template: Option<&Template>) -> Result<Created> {
         let Job { env, request, base, .. } = *self;
@@ -121,26 +150,33 @@ impl Job<'_> {
         let mut origin = base.origin();
         origin.template = template.map(|template| template.id.clone());
         // In this order: what is undone is undone while the guest is still held.
-        let mut held = guest::reserve(layout, Record::new(self.machine.driver, origin, plan))?;
+        let mut record = Record::new(self.machine.driver, origin, plan);
+        record.session.clone_from(&self.session);
+        let mut held = guest::reserve(layout, record)?;
         let mut undo = Undo::new();
         let (layout_, name) = (layout.clone(), request.name.clone());
         undo.push("the guest's folder", move || guest::remove_folder(&layout_, &name));
 
         interrupt::check()?;
-        self.lay_out_disks(&held.record.plan, template)?;
+        let driver = env.driver(self.machine.driver);
+        self.lay_out_disks(driver.as_ref(), &held.record.plan, template)?;
         laps.lap("overlay");
         let keys = self.write_seed(&mut held)?;
         laps.lap("seed");
         interrupt::check()?;
 
-        let driver = env.driver(self.machine.driver);
         let (again, plan) = (env.driver(self.machine.driver), held.record.plan.clone());
         undo.push("the guest at its backend", move || again.remove(&plan));
         driver.create(&held.record.plan)?;
         match template {
-            Some(template) => warm::start(self, driver.as_ref(), &held.record, template, &keys, &mut laps)?,
+            Some(template) => {
+                let started = warm::start(self, driver.as_ref(), &held.record, template, &keys, &mut laps)?;
+                machine::note_type(&mut held.record.plan, &started);
+            }
             None if request.start => {
-                for note in driver.start(&held.record.plan, Begin::Boot)?.notes {
+                let started = driver.start(&held.record.plan, Begin::Boot)?;
+                machine::note_type(&mut held.record.plan, &started);
+                for note in started.notes {
                     env.reporter.note(&note);
                 }
                 laps.lap("start");
@@ -156,39 +192,76 @@ impl Job<'_> {
 
     fn plan(&self, template: Option<&Template>) -> Result<GuestPlan> {
         let files = self.env.settings.layout.guest_files(&self.request.name);
-        let mut chain = self.base.layers();
-        if let Some(template) = template {
-            chain.insert(0, Layer { path: template.files.disk(), format: DiskFormat::Qcow2 });
-        }
         let base = self.base;
-        let mut plan = machine::plan(self.env, &self.request.name, self.machine, base.arch, files.disk(), chain)?;
-        plan.disks.extend((0..self.request.ephemeral_disks.len()).map(|number| Disk {
-            path: files.ephemeral_disk(number),
-            format: DiskFormat::Qcow2,
-            chain: Vec::new(),
-        }));
+        let root = match &base.content {
+            Content::Root { packing, metadata, fingerprint } => {
+                Root::Files(self.machine.container(base, *packing, metadata.as_deref(), fingerprint))
+            }
+            Content::Disk { virtual_size, .. } => {
+                let mut chain = base.layers()?;
+                if let Some(template) = template {
+                    chain.insert(0, Layer { path: template.files.disk(), format: DiskFormat::Qcow2 });
+                }
+                Root::Disk(Disk::own(files.disk(), self.machine.disk(*virtual_size), chain))
+            }
+        };
+        if matches!(root, Root::Files(_)) && !self.request.ephemeral_disks.is_empty() {
+            return Err(Error::new(Kind::Unsupported, "a container has no disks"));
+        }
+        let mut plan = machine::plan(self.env, &self.request.name, self.machine, base.arch, root)?;
+        plan.disks.extend(
+            self.request
+                .ephemeral_disks
+                .iter()
+                .enumerate()
+                .map(|(number, size)| Disk::own(files.ephemeral_disk(number), *size, Vec::new())),
+        );
         plan.forwards = self.request.forwards.clone();
+        plan.platform.machine.clone_from(&self.request.machine_type);
+        plan.tuning = Tuning { base_in_place: base.blob.is_none(), ..self.request.tuning.clone() };
+        self.plug_in(&mut plan)?;
         Ok(plan)
     }
 
-    fn lay_out_disks(&self, plan: &GuestPlan, template: Option<&Template>) -> Result<()> {
+    /// The cards as they were asked for, in place of the one that the driver likes.
+    fn plug_in(&self, plan: &mut GuestPlan) -> Result<()> {
+        let CreateRequest { networks, macs, .. } = self.request;
+        if !networks.is_empty() {
+            let nic = |network: &Network| Ok(Nic { mac: Mac::generate()?, network: network.clone() });
+            plan.nics = networks.iter().map(nic).collect::<Result<_>>()?;
+        }
+        if macs.len() > plan.nics.len() {
+            return Err(Error::usage(format!("{} addresses for {} network cards", macs.len(), plan.nics.len()))
+                .hint("'--network' adds a card each time it is given"));
+        }
+        for (nic, mac) in plan.nics.iter_mut().zip(macs) {
+            nic.mac = *mac;
+        }
+        let all: std::collections::BTreeSet<String> = plan.nics.iter().map(|nic| nic.mac.to_string()).collect();
+        if all.len() < plan.nics.len() {
+            return Err(Error::usage("two network cards cannot have one address"));
+        }
+        Ok(())
+    }
+
+    /// Makes the disks, unless they are the backend's own affair.
+    fn lay_out_disks(&self, driver: &dyn Driver, plan: &GuestPlan, template: Option<&Template>) -> Result<()> {
+        if driver.capabilities().storage == Storage::BackendPool {
+            return Ok(());
+        }
         let [root, extra @ ..] = plan.disks.as_slice() else {
             return Err(Error::failed("a guest needs a disk"));
         };
-        let size = self.machine.disk(self.base);
         let backing = match template {
-            None => self.base.backing(),
+            None => self.base.disk()?,
             Some(template) => disk::Backing {
                 path: template.files.disk(),
                 format: DiskFormat::Qcow2,
                 virtual_size: template.record.key.disk.0,
             },
         };
-        disk::create_overlay(&root.path, &backing, size)?;
-        for (disk, size) in extra.iter().zip(&self.request.ephemeral_disks) {
-            disk::create_empty(&disk.path, *size)?;
-        }
-        Ok(())
+        disk::create_overlay(&root.path, &backing, root.size)?;
+        extra.iter().try_for_each(|disk| disk::create_empty(&disk.path, disk.size))
     }
 }
 
@@ -209,7 +282,11 @@ impl Material {
         }
         let mut scripts = Vec::new();
         for path in &request.scripts {
-            scripts.push(seed::Script { name: file_name(path), bytes: read(path)? });
+            let mut bytes = read(path)?;
+            if request.scripts_are_shell && !bytes.starts_with(b"#!") {
+                bytes.splice(0..0, *b"#!/bin/sh\n");
+            }
+            scripts.push(seed::Script { name: file_name(path), bytes });
         }
         let settings = env.settings;
         let authorized = authorized::collect(&Sources {
@@ -221,7 +298,9 @@ impl Material {
         for note in &authorized.notes {
             env.reporter.warn(note);
         }
-        if let authorized::Origin::Own { path, .. } = &authorized.origin {
+        if let authorized::Origin::Own { path, .. } = &authorized.origin
+            && request.life == Life::Kept
+        {
             env.reporter.note(&format!("no SSH key of yours was found: using virga's own, {}", path.display()));
         }
         Ok(Material {
@@ -247,10 +326,7 @@ impl Job<'_> {
     fn write_seed(&self, held: &mut Held) -> Result<Vec<seed::HostKey>> {
         let Job { env, request, material, .. } = *self;
         let plan = &held.record.plan;
-        let host_keys = keys::HostKeys::generate(&format!("root@{}", plan.name))?;
-        let host_keys = [(seed::HostKeyKind::Ed25519, host_keys.ed25519), (seed::HostKeyKind::Ecdsa, host_keys.ecdsa)]
-            .map(|(kind, pair)| seed::HostKey { kind, private_openssh: pair.private, public_openssh: pair.public })
-            .to_vec();
+        let host_keys = identity::host_keys(&plan.name)?;
         let user = request.user.as_deref().or_else(|| machine::image_user(&held.record.origin.keys));
         let mut user_data = material.user_data.clone();
         if user.is_none() {
@@ -260,7 +336,8 @@ impl Job<'_> {
         let seed: Seed = seed::build(&SeedRequest {
             name: plan.name.clone(),
             instance_id: plan.id.clone(),
-            mac: plan.mac,
+            macs: plan.nics.iter().map(|nic| nic.mac).collect(),
+            cards_have_names: plan.container.is_some(),
             host_keys: host_keys.clone(),
             authorized_keys: material.authorized.keys.clone(),
             password: request.password.clone(),
@@ -273,16 +350,12 @@ impl Job<'_> {
         for warning in &seed.warnings {
             env.reporter.warn(warning);
         }
-        let files = env.settings.layout.guest_files(&plan.name);
-        fs::write_new(&files.seed(), &seed.to_iso()?, 0o600)?;
-        let public: Vec<&str> = seed.host_public_keys.iter().map(String::as_str).collect();
-        let known = known_hosts::lines(&known_hosts::alias(&plan.name), &public)?;
-        fs::write_new(&files.known_hosts(), known.as_bytes(), 0o600)?;
+        identity::write(&env.settings.layout, plan, &seed)?;
 
         let user = request.user.clone().or(seed.login_user).or_else(|| user.map(str::to_owned));
         held.record.user = user.unwrap_or_else(|| machine::GIVEN_USER.to_owned());
         held.record.identities = material.authorized.identities.clone();
-        held.record.host_keys = seed.host_public_keys;
+        held.record.plan.host_keys = seed.host_public_keys;
         Ok(host_keys)
     }
 }

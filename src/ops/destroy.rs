@@ -2,8 +2,9 @@
 
 use super::Env;
 use crate::base::plan::DriverKind;
-use crate::base::{Error, GuestName, Kind, Result};
-use crate::guest;
+use crate::base::{Error, GuestName, Kind, Result, interrupt};
+use crate::driver::Away;
+use crate::{guest, session};
 
 /// Stops the guest by force and removes all that belongs to it: process,
 /// sockets, disks, seed, record. Works on whole guests, half-made ones, ones
@@ -21,24 +22,51 @@ pub fn destroy(env: Env<'_>, name: &GuestName) -> Result<bool> {
         };
         found = true;
         // A record that cannot be read is no reason to keep the guest: its label finds the process.
-        if let Ok(Some(record)) = guest::load(layout, name) {
-            env.driver(record.driver).remove(&record.plan)?;
+        let record = guest::load(layout, name).ok().flatten();
+        if let Some(record) = &record {
+            // Both plans of a change that was interrupted: one of them may name what the other does not.
+            for plan in record.was.iter().chain([&record.plan]) {
+                env.driver(record.driver).remove(plan)?;
+            }
         }
-        remove_labelled(env, name)?;
+        // Its own backend answered; what another one keeps under its label is none of it.
+        remove_labelled(env, name, &mut drop)?;
         guest::remove_folder(layout, name)?;
         drop(lock);
+        if let Some(id) = record.and_then(|record| record.session) {
+            session::end_lease(layout, &id)?;
+        }
     } else {
-        found |= remove_labelled(env, name)?;
+        refuse_half_renamed(env, name)?;
+        let mut unseen = None;
+        found |= remove_labelled(env, name, &mut |error| unseen = Some(error))?;
+        if let Some(error) = unseen.filter(|_| !found) {
+            return Err(error);
+        }
     }
     // What an earlier destroy left when it was killed half-way; another one may be at it right now.
     let _ = guest::sweep(layout, false);
     Ok(found)
 }
 
-fn remove_labelled(env: Env<'_>, name: &GuestName) -> Result<bool> {
+/// What bears this name may be a guest whose renaming was interrupted: it has the other name.
+fn refuse_half_renamed(env: Env<'_>, name: &GuestName) -> Result<()> {
+    for entry in guest::list(&env.settings.layout)? {
+        if let guest::Entry::Known(record) = entry
+            && record.was.as_ref().is_some_and(|was| was.name == *name)
+        {
+            let now = record.name();
+            return Err(Error::not_found(format!("there is no guest '{name}': it is being renamed to '{now}'"))
+                .hint(format!("'virga start {now}' gets done with that")));
+        }
+    }
+    Ok(())
+}
+
+fn remove_labelled(env: Env<'_>, name: &GuestName, away: Away<'_>) -> Result<bool> {
     let mut found = false;
-    for driver in DriverKind::ALL.map(|kind| env.driver(kind)) {
-        for owned in driver.list_owned()?.iter().filter(|owned| owned.name == *name) {
+    for driver in DriverKind::ALL.iter().map(|kind| env.driver(*kind)) {
+        for owned in driver.list_owned(away)?.iter().filter(|owned| owned.name == *name) {
             driver.remove_owned(owned)?;
             found = true;
         }
@@ -50,10 +78,12 @@ fn remove_labelled(env: Env<'_>, name: &GuestName) -> Result<bool> {
 /// Calls `done` for each that went.
 ///
 /// # Errors
-/// The first failure, after all were tried. [`crate::base::Kind::NotFound`] for a name without a guest unless `if_exists`.
+/// The first failure, after all were tried: but after Ctrl-C no further one is.
+/// [`crate::base::Kind::NotFound`] for a name without a guest unless `if_exists`.
 pub fn destroy_all(env: Env<'_>, names: &[GuestName], if_exists: bool, mut done: impl FnMut(&GuestName)) -> Result<()> {
     let mut first: Option<Error> = None;
     for name in names {
+        interrupt::check()?;
         let outcome = match destroy(env, name) {
             Ok(false) if !if_exists => {
                 Err(Error::not_found(format!("there is no guest '{name}'")).hint("'virga list' shows the guests"))

@@ -2,7 +2,7 @@
 
 use super::Env;
 use crate::base::plan::DriverKind;
-use crate::base::{ByteSize, cmd, fs};
+use crate::base::{ByteSize, Kind, cmd, fs};
 use crate::driver::{Finding, Level, ProbeDepth};
 use crate::ssh::authorized;
 use crate::stream::source::Sources;
@@ -13,7 +13,7 @@ const LITTLE_SPACE: u64 = 4 * ByteSize::GIB;
 /// Looks at everything. Never fails: what is wrong is a finding.
 #[must_use]
 pub fn doctor(env: Env<'_>) -> Vec<Finding> {
-    let drivers = DriverKind::ALL.into_iter().map(|kind| env.driver(kind));
+    let drivers = DriverKind::ALL.iter().map(|kind| env.driver(*kind));
     let mut findings: Vec<Finding> = drivers.flat_map(|driver| driver.probe(ProbeDepth::Full)).collect();
     findings.push(ssh_client());
     findings.extend(keyrings(env));
@@ -23,7 +23,7 @@ pub fn doctor(env: Env<'_>) -> Vec<Finding> {
 }
 
 fn finding(check: &str, level: Level, detail: impl Into<String>, hint: Option<&str>) -> Finding {
-    Finding { check: check.into(), level, detail: detail.into(), hint: hint.map(Into::into) }
+    Finding { check: check.into(), level, detail: detail.into(), hint: hint.map(Into::into), kind: Kind::Unavailable }
 }
 
 fn ssh_client() -> Finding {
@@ -56,6 +56,7 @@ fn keyrings(env: Env<'_>) -> Vec<Finding> {
                 level,
                 detail: format!("{detail}: {}", source.name),
                 hint,
+                kind: Kind::Unavailable,
             }),
         }
     }

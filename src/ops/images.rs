@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::Env;
+use crate::base::container::Packing;
 use crate::base::name::quoted;
 use crate::base::{Arch, Error, ImageId, Result};
-use crate::pool::{ImageRecord, Pool};
+use crate::pool::{ImageRecord, PUBLISHED, Pool};
 use crate::stream::filter::Filters;
 
 /// One line of a listing.
@@ -91,11 +92,11 @@ pub(super) fn unknown_keys<'a>(filters: &Filters, keys: impl Iterator<Item = &'a
 }
 
 /// The one image that a request means: by id, or the newest version of the
-/// one product that matches.
+/// one product that matches and is of the kind that is wanted.
 ///
 /// # Errors
 /// [`crate::base::Kind::NotFound`] when none matches, [`crate::base::Kind::Usage`] when several products do.
-pub fn resolve(pool: &Pool, filters: &[String]) -> Result<ImageRecord> {
+pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRecord) -> bool) -> Result<ImageRecord> {
     if let [only] = filters
         && let Ok(id) = only.parse::<ImageId>()
     {
@@ -105,9 +106,14 @@ pub fn resolve(pool: &Pool, filters: &[String]) -> Result<ImageRecord> {
     }
     let parsed = with_default_arch(filters)?;
     let mut matching = pool.records()?;
-    // Retired ones and files that are no disks are there for whoever names them by id.
-    matching.retain(|record| record.retired_at.is_none() && record.disk.is_some() && parsed.matches(&record.keys));
+    // Retired ones and files of another kind are there for whoever names them by id.
+    matching.retain(|record| record.retired_at.is_none() && is_kind(record) && parsed.matches(&record.keys));
+    if !parsed.names(PUBLISHED) && matching.iter().any(|record| !record.is_own()) {
+        // Of the same system, but meant only by who says so.
+        matching.retain(|record| !record.is_own());
+    }
     matching.sort_by(|a, b| order(a).cmp(&order(b)));
+    one_packing(&mut matching);
     let kinds: BTreeSet<(&str, &str, &str)> = matching
         .iter()
         .map(|record| (record.source.as_str(), record.key("product_name"), record.key("item_name")))
@@ -121,6 +127,16 @@ pub fn resolve(pool: &Pool, filters: &[String]) -> Result<ImageRecord> {
         1 => Ok(matching.swap_remove(0)),
         _ => Err(ambiguous(filters, &matching)),
     }
+}
+
+/// Of one version's root file systems, packed in several ways, the one that is taken first.
+fn one_packing(matching: &mut Vec<ImageRecord>) {
+    let rank = |record: &ImageRecord| Packing::FTYPES.iter().position(|(ftype, _)| *ftype == record.key("ftype"));
+    let version = |record: &ImageRecord| {
+        [&record.source, record.key("product_name"), record.key("version_name")].map(str::to_owned)
+    };
+    let better: BTreeSet<_> = matching.iter().filter(|record| rank(record) == Some(0)).map(version).collect();
+    matching.retain(|record| rank(record).is_none_or(|rank| rank == 0 || !better.contains(&version(record))));
 }
 
 fn no_match(filters: &[String]) -> Error {

@@ -1,10 +1,11 @@
 //! What guests there are and how they stand, asked of their backends.
 
-use std::path::Path;
+use std::collections::BTreeSet;
 
 use super::Env;
+use super::control::saved_file;
 use crate::base::plan::DriverKind;
-use crate::base::{Error, GuestName, Result};
+use crate::base::{Error, GuestName, Kind, Result};
 use crate::driver::{Driver, Status};
 use crate::guest::{self, Entry, Phase, Record};
 
@@ -21,6 +22,8 @@ pub enum State {
     Broken,
     /// The backend runs it, but its folder is gone.
     Orphan,
+    /// Its backend does not answer.
+    Unknown,
 }
 
 impl State {
@@ -32,10 +35,11 @@ impl State {
             State::Known(Status::Paused) => "paused",
             State::Known(Status::Stopped) => "stopped",
             State::Known(Status::Died) => "died",
-            State::Saved => "saved",
+            State::Saved | State::Known(Status::Saved) => "saved",
             State::HalfMade => "half-made",
             State::Broken => "broken",
             State::Orphan => "orphan",
+            State::Unknown => "unknown",
         }
     }
 }
@@ -51,44 +55,70 @@ pub struct Listed {
     pub record: Option<Record>,
     /// Where its SSH is, while it runs.
     pub endpoint: Option<std::net::SocketAddr>,
+    /// The member of its backend's cluster that it is on, where there is one.
+    pub location: Option<String>,
 }
 
-/// All guests by name, orphans last. Touches no network and takes no lock.
+/// All guests by name, orphans last. Takes no lock, and touches no network but for guests at daemons elsewhere. Of a
+/// backend that does not answer it warns, and lists what it can.
 ///
 /// # Errors
-/// When the state folder cannot be read or a backend does not answer.
+/// When the state folder cannot be read.
 pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
     // Each driver is opened once: one look at all processes serves the whole list.
-    let drivers = DriverKind::ALL.map(|kind| (kind, env.driver(kind)));
+    let drivers: Vec<_> = DriverKind::ALL.iter().map(|kind| (*kind, env.driver(*kind))).collect();
+    let mut away = BTreeSet::new();
     let mut listed = Vec::new();
     for entry in guest::list(&env.settings.layout)? {
         listed.push(match entry {
             Entry::Known(record) => {
-                let saved = env.settings.layout.guest_files(record.name()).saved();
                 let driver = drivers.iter().find(|(kind, _)| *kind == record.driver);
-                known(driver.map(|(_, driver)| driver.as_ref()), *record, &saved)?
+                match known(env, driver.map(|(_, driver)| driver.as_ref()), (*record).clone()) {
+                    Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Refused) => {
+                        away.insert(error.to_string());
+                        let name = record.name().clone();
+                        Listed { name, state: State::Unknown, record: Some(*record), endpoint: None, location: None }
+                    }
+                    known => known?,
+                }
             }
             Entry::Broken(name, error) => {
                 let state = if error.is_some() { State::Broken } else { State::HalfMade };
-                Listed { name, state, record: None, endpoint: None }
+                Listed { name, state, record: None, endpoint: None, location: None }
             }
         });
     }
     // What runs under our label without a folder was left by a killed command.
     for (_, driver) in &drivers {
-        for owned in driver.list_owned()? {
-            if !listed.iter().any(|line| line.name == owned.name) {
-                listed.push(Listed { name: owned.name, state: State::Orphan, record: None, endpoint: None });
+        let mut unseen = Vec::new();
+        let owned = driver.list_owned(&mut |error| unseen.push(error.to_string()))?;
+        away.extend(unseen);
+        for owned in owned {
+            // What is being renamed bears either name.
+            let was = |line: &Listed| line.record.as_ref()?.was.as_ref().map(|was| was.name.clone());
+            if !listed.iter().any(|line| line.name == owned.name || was(line).as_ref() == Some(&owned.name)) {
+                listed.push(Listed {
+                    name: owned.name,
+                    state: State::Orphan,
+                    record: None,
+                    endpoint: None,
+                    location: None,
+                });
             }
         }
     }
+    away.iter().for_each(|error| env.reporter.warn(error));
     Ok(listed)
 }
 
-fn known(driver: Option<&dyn Driver>, record: Record, saved: &Path) -> Result<Listed> {
+/// How a guest with a readable record stands.
+///
+/// # Errors
+/// When its backend does not answer.
+pub(super) fn known(env: Env<'_>, driver: Option<&dyn Driver>, record: Record) -> Result<Listed> {
     let name = record.name().clone();
     let Some(driver) = driver.filter(|_| record.phase == Phase::Ready) else {
-        return Ok(Listed { name, state: State::HalfMade, record: Some(record), endpoint: None });
+        return Ok(Listed { name, state: State::HalfMade, record: Some(record), endpoint: None, location: None });
     };
     let status = driver.status(&record.plan)?;
     // A guest that ends between the two questions has no endpoint: no reason to fail the listing.
@@ -96,8 +126,10 @@ fn known(driver: Option<&dyn Driver>, record: Record, saved: &Path) -> Result<Li
         _ if !status.is_alive() => None,
         _ => driver.endpoint(&record.plan).unwrap_or_default(),
     };
-    let state = if !status.is_alive() && saved.exists() { State::Saved } else { State::Known(status) };
-    Ok(Listed { name, state, record: Some(record), endpoint })
+    let saved = saved_file(env, &name).exists();
+    let state = if !status.is_alive() && saved { State::Saved } else { State::Known(status) };
+    let location = driver.location(&record.plan)?;
+    Ok(Listed { name, state, record: Some(record), endpoint, location })
 }
 
 /// Where one running guest's SSH is.
@@ -107,23 +139,19 @@ fn known(driver: Option<&dyn Driver>, record: Record, saved: &Path) -> Result<Li
 pub fn address(env: Env<'_>, name: &GuestName) -> Result<std::net::SocketAddr> {
     let record = guest::get(&env.settings.layout, name)?;
     let driver = env.driver(record.driver);
-    if driver.status(&record.plan)? != Status::Running {
-        return Err(Error::failed(format!("guest '{name}' is not running")).hint(format!("virga start {name}")));
+    match driver.status(&record.plan)? {
+        Status::Running => {}
+        status => return Err(not_running(name, status)),
     }
     driver
         .endpoint(&record.plan)?
         .ok_or_else(|| Error::failed(format!("guest '{name}' has no address yet")).hint(format!("virga wait {name}")))
 }
 
-/// The last lines of what a guest wrote on its console, oldest first. Works
-/// on half-made and dead guests too: that is when it is wanted most.
-///
-/// # Errors
-/// [`crate::base::Kind::NotFound`] without such a guest.
-pub fn console(env: Env<'_>, name: &GuestName, lines: usize) -> Result<Vec<String>> {
-    let record = match guest::load(&env.settings.layout, name)? {
-        Some(record) => record,
-        None => guest::get(&env.settings.layout, name)?,
-    };
-    env.driver(record.driver).console_tail(&record.plan, lines)
+/// Why something cannot be done with a guest that does not run, and how it runs again.
+pub(super) fn not_running(name: &GuestName, status: Status) -> Error {
+    match status {
+        Status::Paused => Error::failed(format!("guest '{name}' is suspended")).hint(format!("virga resume {name}")),
+        _ => Error::failed(format!("guest '{name}' is not running")).hint(format!("virga start {name}")),
+    }
 }

@@ -2,24 +2,47 @@
 //! with locks and undo; they know neither clap nor the terminal nor any
 //! driver by name.
 
+pub mod access;
+pub mod attach;
 mod catalog;
+mod change;
+mod choose;
+pub mod console;
 pub mod control;
+pub mod copy;
+pub mod cp;
 pub mod create;
 pub mod destroy;
 pub mod doctor;
+pub mod exec;
+mod identity;
 pub mod images;
+pub mod info;
 mod intake;
 pub mod list;
 mod machine;
 pub mod mirror;
+mod origin;
+pub mod port;
 pub mod prune;
 pub mod publish;
 pub mod remote;
+pub mod rename;
+pub mod resize;
+pub mod run;
+pub mod screen;
 pub mod serve;
+pub mod session;
+pub mod snapshot;
 pub mod ssh;
 pub mod sync;
 pub mod template;
+pub mod to_image;
+pub mod transport;
+pub mod upgrade;
 pub mod upkeep;
+#[cfg(feature = "libvirt")]
+pub mod uvt;
 pub mod wait;
 mod warm;
 
@@ -49,7 +72,17 @@ impl Env<'_> {
     /// Opens a driver; no I/O.
     #[must_use]
     pub fn driver(&self, kind: DriverKind) -> Box<dyn Driver> {
-        driver::open(kind, &DriverSettings { layout: self.settings.layout.clone() })
+        let Settings { layout, connect, pool, incus, incus_clients, incus_pool, lxc, .. } = self.settings;
+        let settings = DriverSettings {
+            layout: layout.clone(),
+            connect: connect.clone(),
+            pool: pool.clone(),
+            incus: incus.clone(),
+            incus_clients: incus_clients.clone(),
+            incus_pool: incus_pool.clone(),
+            lxc: lxc.clone(),
+        };
+        driver::open(kind, &settings)
     }
 
     /// Opens the pool, making the state folder where there is none.

@@ -1,6 +1,7 @@
 //! Freeing what nothing needs any more.
 
 use super::{Env, destroy, template};
+use crate::base::plan::DriverKind;
 use crate::base::{ByteSize, Result, TemplateId};
 use crate::guest;
 use crate::pool::Swept;
@@ -15,6 +16,8 @@ pub struct Pruned {
     pub folders: usize,
     /// Templates that no guest would be made of any more.
     pub templates: Vec<(TemplateId, ByteSize)>,
+    /// Copies of images that backends kept for guests, by their names there.
+    pub copies: Vec<(String, ByteSize)>,
 }
 
 /// Removes templates that nothing is made of any more, blobs that neither an
@@ -41,5 +44,15 @@ pub fn prune(env: Env<'_>, dry_run: bool) -> Result<Pruned> {
     let kept = store::list(layout)?.into_iter().filter(|(id, _)| !templates.iter().any(|(gone, _)| gone == id));
     in_use.extend(kept.filter_map(|(_, template)| Some(template.ok()?.record.key.image)));
     let folders = guest::sweep(layout, dry_run)? + store::sweep(layout, dry_run)? + unfinished.len();
-    Ok(Pruned { pool: pool.sweep(&lock, &in_use, dry_run)?, folders, templates })
+    let mut copies = Vec::new();
+    for kind in DriverKind::ALL {
+        // A backend that is away keeps its copies until the next time; what is here is freed all the same.
+        let needed = |hex: &str| in_use.iter().any(|digest| digest.hex() == hex);
+        let mut left = |error| env.reporter.warn(&format!("copies of images at a backend are left: {error}"));
+        match env.driver(*kind).sweep_images(&needed, dry_run, &mut left) {
+            Ok(swept) => copies.extend(swept),
+            Err(error) => left(error),
+        }
+    }
+    Ok(Pruned { pool: pool.sweep(&lock, &in_use, dry_run)?, folders, templates, copies })
 }

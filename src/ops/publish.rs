@@ -1,11 +1,14 @@
 //! Publishing images as a signed stream: keys, the image's own facts, and the
 //! folder that any simplestreams client reads.
 
+pub(super) mod container;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use self::container::Container;
 use super::Env;
 use crate::base::name::quoted;
 use crate::base::{Arch, ByteSize, Error, Kind, Result, fs};
@@ -33,8 +36,10 @@ pub struct InitRequest {
 pub struct AddRequest {
     /// The stream's folder.
     pub dir: PathBuf,
-    /// The image.
+    /// The image: a disk, or a container's root file system.
     pub image: PathBuf,
+    /// A root file system's metadata archive; made from the keys when there is none.
+    pub metadata: Option<PathBuf>,
     /// What it is: `KEY=VALUE`. `content_id`, `product_name`, `version_name`
     /// and `ftype` name its place, all else are attributes.
     pub keys: Vec<String>,
@@ -172,15 +177,23 @@ fn refuse_key_within(dir: &Path, key: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Adds an image. Its format and sizes are read from it; a hostile one is refused.
+/// Adds an image. Its format and sizes are read from it; a hostile one is
+/// refused. A root file system is added as a container image, with its metadata.
 ///
 /// # Errors
 /// [`Kind::Refused`] for a hostile image, [`Kind::Usage`] for keys that make
 /// no sense, [`Kind::Exists`] when the version has other content.
 pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
-    let facts = disk::inspect(&request.image, None)?;
-    let keys = Keys::load(&request.key)?;
     let mut attributes = attributes(&request.keys)?;
+    let container = Container::of(request, &mut attributes)?;
+    let facts = match &container {
+        Some(_) => None,
+        None => {
+            let facts = disk::inspect(&request.image, None)?;
+            Some(Facts { format: facts.format, virtual_size: ByteSize(facts.virtual_size) })
+        }
+    };
+    let keys = Keys::load(&request.key)?;
     let mut place = |key: &str| attributes.remove(key);
     let (content_id, product) = (place("content_id"), place("product_name"));
     let (version, ftype) = (place("version_name"), place("ftype"));
@@ -191,9 +204,10 @@ pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
             content_id,
             product,
             version,
-            ftype: ftype.unwrap_or_else(|| DEFAULT_FTYPE.into()),
+            ftype: container.as_ref().map(|container| container.ftype.into()).or(ftype).unwrap_or(DEFAULT_FTYPE.into()),
             attributes,
-            facts: Some(Facts { format: facts.format, virtual_size: ByteSize(facts.virtual_size) }),
+            facts,
+            metadata: container.as_ref().map(|container| container.metadata().to_owned()),
         })
     })?;
     if !added.new {
@@ -207,7 +221,11 @@ pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
     })
 }
 
-fn attributes(keys: &[String]) -> Result<BTreeMap<String, String>> {
+/// `KEY=VALUE` each.
+///
+/// # Errors
+/// [`Kind::Usage`] for what is not.
+pub(super) fn attributes(keys: &[String]) -> Result<BTreeMap<String, String>> {
     let mut attributes = BTreeMap::new();
     for text in keys {
         let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {

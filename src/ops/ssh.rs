@@ -14,6 +14,7 @@ pub fn login(env: Env<'_>, record: &Record, user: Option<String>) -> Login {
         alias: known_hosts::alias(record.name()),
         known_hosts: env.settings.layout.guest_files(record.name()).known_hosts(),
         identities: record.identities.clone(),
+        pinned: true,
     }
 }
 

@@ -2,6 +2,8 @@
 //! into the pool, every byte verified before it has a final name. Records and
 //! metadata change together, at the very end.
 
+mod container;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -11,7 +13,7 @@ use serde::Serialize;
 use super::catalog::{Catalog, Network, Offer, Reader, Selection, Trust};
 use super::intake::{Intake, Wanted};
 use super::{Env, images};
-use crate::base::{Context as _, Error, ImageId, Kind, Result, interrupt};
+use crate::base::{Context as _, Error, ImageId, Kind, RelPath, Result, interrupt};
 use crate::fetch::{FetchSettings, Fetcher};
 use crate::pool::{Generation, ImageRecord, Pool};
 use crate::stream::filter::Filters;
@@ -35,6 +37,12 @@ pub struct SyncRequest {
     pub dry_run: bool,
     /// Which images.
     pub filters: Vec<String>,
+    /// Images of every architecture, where the filters name none; else this machine's.
+    pub every_arch: bool,
+    /// Container images: of each version metadata and one root, in place of what the source's filters choose.
+    pub container: bool,
+    /// That nothing matches is a report without images, and no error.
+    pub none_is_fine: bool,
 }
 
 /// Sources, and on what terms they are taken.
@@ -44,6 +52,8 @@ pub struct FromSources {
     pub sources: Vec<String>,
     /// A file with the keys to trust, in place of the sources' own.
     pub keyring: Option<PathBuf>,
+    /// Where the index is, from the sources' roots, in place of what they say.
+    pub path: Option<RelPath>,
     /// Take metadata that nobody signed.
     pub unsigned: bool,
     /// Take metadata that is older than what was verified last, or than the source allows.
@@ -72,6 +82,9 @@ impl FromSources {
             (source.keyrings, source.fingerprints) = (vec![keyring], Vec::new());
             // Whoever gives keys wants signatures.
             source.signing = Signing::Required;
+        }
+        if let Some(path) = &self.path {
+            source = source.at_path(path.clone());
         }
         if self.unsigned {
             source.signing = Signing::Waived;
@@ -156,7 +169,11 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// several sources, what the last one says.
 pub fn sync(env: Env<'_>, request: &SyncRequest) -> Result<SyncReport> {
     let sources = request.from.load(env)?;
-    let filters = images::with_default_arch(&request.filters)?;
+    let filters = match request.every_arch {
+        true => Filters::parse(&request.filters)?,
+        false => images::with_default_arch(&request.filters)?,
+    };
+    let filters = if request.container { container::filters(filters)? } else { filters };
     let pool = env.pool()?;
     let _lock = pool.lock_shared()?;
     let fetcher = Fetcher::new(&FetchSettings::default());
@@ -230,9 +247,13 @@ impl Run<'_> {
     }
 
     async fn take(&self, catalog: &Catalog, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
-        let Selection { mut offers, products } = catalog.select(filters, Some(self.request.max))?;
+        let max = (!self.request.container).then_some(self.request.max);
+        let Selection { mut offers, products } = catalog.select(filters, max)?;
+        if self.request.container {
+            offers = container::choose(offers, self.request.max)?;
+        }
         offers.retain(|offer| offer.item.path.is_some());
-        if offers.is_empty() {
+        if offers.is_empty() && !self.request.none_is_fine {
             return Err(Error::not_found(format!("'{}' offers no image that matches", self.source.name))
                 .hint("fewer filters match more; 'virga images --remote' shows what is offered"));
         }

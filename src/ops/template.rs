@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use sha2::Digest as _;
 
-use super::machine::{self, Base, Machine, MachineRequest};
+use super::machine::{self, Machine, MachineRequest, Root};
+use super::origin::{Base, From};
 use super::{Env, destroy, warm};
+use crate::base::container::ContainerWish;
 use crate::base::lock::{FileLock, Mode};
 use crate::base::name::hex;
-use crate::base::plan::{InstanceId, Mac};
+use crate::base::nic::Mac;
+use crate::base::plan::{Disk, InstanceId};
 use crate::base::poll::Deadline;
 use crate::base::undo::Undo;
-use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
+use crate::base::{Arch, ByteSize, Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
 use crate::disk;
 use crate::driver::{Begin, Driver, Saved, Stop};
 use crate::guest::{self, Entry};
@@ -27,6 +30,9 @@ const BOOT: Duration = Duration::from_secs(600);
 
 /// So is the guest called that a template is made of, followed by the template's id.
 const MAKING: &str = "virga-template-";
+
+/// How many of the console's last lines a failure shows.
+const CONSOLE_LINES: usize = 12;
 
 /// For whoever waits until another command has made the same template.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -43,16 +49,22 @@ pub fn create(env: Env<'_>, request: &MachineRequest) -> Result<(Template, bool)
     if !driver.capabilities().memory_snapshots {
         return Err(Error::new(Kind::Unsupported, format!("the {} driver cannot save machines", machine.driver)));
     }
+    if let Some(why) = machine.why_cold() {
+        return Err(Error::new(Kind::Unsupported, why));
+    }
     let pool = env.pool()?;
     let _pool_lock = pool.lock_shared()?;
-    let base = Base::find(env, &pool, request)?;
-    let key = key(env, &machine, &base)?;
+    let base = Base::find(env, &pool, request, driver.capabilities().boots)?;
+    let key = key(env, &machine, &base, None)?;
     match store::load(&env.settings.layout, &key.id()?)? {
         Some(template) => {
             template.verify()?;
             Ok((template, false))
         }
-        None => Ok((make(env, &machine, &base)?, true)),
+        None => {
+            fs::remove_file(&env.settings.layout.template_refusal(&key.id()?))?;
+            Ok((make(env, &machine, &base, key)?, true))
+        }
     }
 }
 
@@ -112,6 +124,10 @@ pub fn remove(env: Env<'_>, ids: &[TemplateId], force: bool) -> Result<()> {
     let pool = env.pool()?;
     // No clone is being made of them now.
     let _lock = pool.lock_exclusive()?;
+    if !force {
+        // Whose records nobody can read may be anybody's clones.
+        guest::blobs_in_use(&env.settings.layout)?;
+    }
     let chosen = chosen(env, ids)?;
     if let Some(line) = chosen.iter().find(|line| !line.clones.is_empty() && !force) {
         let names: Vec<String> = line.clones.iter().map(ToString::to_string).collect();
@@ -119,7 +135,11 @@ pub fn remove(env: Env<'_>, ids: &[TemplateId], force: bool) -> Result<()> {
             .hint(format!("destroy them first: virga destroy {}", names.join(" ")))
             .hint("'--force' removes it all the same: its clones are lost then"));
     }
-    chosen.iter().try_for_each(|line| store::remove(&env.settings.layout, &line.id).map(drop))
+    chosen.iter().try_for_each(|line| {
+        store::remove(&env.settings.layout, &line.id)?;
+        // Nobody makes it now: whoever does holds the pool's lock.
+        fs::remove_file(&env.settings.layout.template_lock(&line.id))
+    })
 }
 
 fn chosen(env: Env<'_>, ids: &[TemplateId]) -> Result<Vec<Listed>> {
@@ -189,21 +209,21 @@ fn changed(env: Env<'_>, key: &Key) -> Result<Option<String>> {
         _ => crate::base::plan::Accel::Tcg,
     };
     let request = MachineRequest {
-        from: machine::From::Pool(Vec::new()),
-        driver: Some(key.driver),
+        from: From::Pool(Vec::new()),
+        driver: Some(key.driver.into()),
         accel: Some(accel),
         memory: Some(key.memory),
         cpus: Some(key.cpus),
         disk: Some(key.disk),
+        arch: Some(key.arch),
+        firmware: None,
+        tpm: false,
+        container: ContainerWish::default(),
     };
     let machine = Machine::of(env, &request)?;
-    let plan = bare_plan(env, &machine, key.arch)?;
+    let plan = bare_plan(env, &machine, key.arch, key.disk)?;
     let backend = env.driver(key.driver).fingerprint(&plan)?;
-    if let Some((name, then)) = key.backend.iter().find(|(name, then)| backend.get(*name) != Some(then)) {
-        let now = backend.get(name).map_or("nothing", String::as_str);
-        return Ok(Some(format!("{name} was '{then}' and is '{now}'")));
-    }
-    Ok((key.recipe != recipe(&key.user)?).then(|| "this virga prepares templates in another way".into()))
+    Ok(key.difference(&Key { backend, recipe: recipe(&key.user)?, ..key.clone() }))
 }
 
 /// Fails when there is a template of this image for this machine, but saved under other circumstances.
@@ -216,11 +236,9 @@ pub(super) fn refuse_outdated(env: Env<'_>, key: &Key) -> Result<()> {
         let other = &template.record.key;
         let same = other.image == key.image
             && (other.memory, other.cpus, other.disk, other.driver) == (key.memory, key.cpus, key.disk, key.driver)
-            && other.backend.get("accelerator") == key.backend.get("accelerator");
-        let changed = other.backend.iter().find(|(name, then)| key.backend.get(*name) != Some(then));
-        if same && let Some((name, then)) = changed {
-            let now = key.backend.get(name).map_or("nothing", String::as_str);
-            return Err(Error::refused(format!("template {id} cannot be used: {name} was '{then}' and is '{now}'"))
+            && (other.backend.get("accelerator"), &other.user) == (key.backend.get("accelerator"), &key.user);
+        if same && let Some(change) = other.difference(key) {
+            return Err(Error::refused(format!("template {id} cannot be used: {change}"))
                 .hint(format!("make a new one: virga template remove {id}; virga template create ...")));
         }
     }
@@ -231,15 +249,19 @@ pub(super) fn refuse_outdated(env: Env<'_>, key: &Key) -> Result<()> {
 ///
 /// # Errors
 /// [`Kind::Unavailable`] without a backend.
-pub(super) fn key(env: Env<'_>, machine: &Machine, base: &Base) -> Result<Key> {
-    let user = warm::default_user(base);
-    let plan = bare_plan(env, machine, base.arch)?;
+pub(super) fn key(env: Env<'_>, machine: &Machine, base: &Base, user: Option<&str>) -> Result<Key> {
+    let user = warm::default_user(base, user);
+    let size = machine.disk(base.disk()?.virtual_size);
+    let plan = bare_plan(env, machine, base.arch, size)?;
     Ok(Key {
-        image: base.blob.clone(),
+        image: base
+            .blob
+            .clone()
+            .ok_or_else(|| Error::new(Kind::Unsupported, "templates are made of images in the pool"))?,
         arch: base.arch,
         memory: machine.memory,
         cpus: machine.cpus,
-        disk: machine.disk(base),
+        disk: size,
         driver: machine.driver,
         backend: env.driver(machine.driver).fingerprint(&plan)?,
         recipe: recipe(&user)?,
@@ -248,14 +270,15 @@ pub(super) fn key(env: Env<'_>, machine: &Machine, base: &Base) -> Result<Key> {
 }
 
 /// A plan with the right machine and made-up files.
-fn bare_plan(env: Env<'_>, machine: &Machine, arch: crate::base::Arch) -> Result<GuestPlan> {
-    machine::plan(env, &"anyone".parse()?, machine, arch, "/disk".into(), Vec::new())
+fn bare_plan(env: Env<'_>, machine: &Machine, arch: Arch, size: ByteSize) -> Result<GuestPlan> {
+    let root = Disk::own("/disk".into(), size, Vec::new());
+    machine::plan(env, &"anyone".parse()?, machine, arch, Root::Disk(root))
 }
 
 /// The hash of the seed that a template with this default user boots with.
 fn recipe(user: &str) -> Result<String> {
     let id = InstanceId::try_from("00000000-0000-4000-8000-000000000000".to_owned())?;
-    let seed = seed("template".parse()?, id, Mac::try_from("52:54:00:00:00:00".to_owned())?, user)?;
+    let seed = seed("template".parse()?, id, "52:54:00:00:00:00".parse()?, user)?;
     let mut hash = sha2::Sha256::new();
     for (name, bytes) in &seed.files {
         hash.update(name);
@@ -274,7 +297,8 @@ fn seed(name: GuestName, instance_id: InstanceId, mac: Mac, user: &str) -> Resul
     seed::build(&SeedRequest {
         name,
         instance_id,
-        mac,
+        macs: vec![mac],
+        cards_have_names: false,
         host_keys: Vec::new(),
         authorized_keys: Vec::new(),
         password: None,
@@ -292,13 +316,19 @@ fn seed(name: GuestName, instance_id: InstanceId, mac: Mac, user: &str) -> Resul
 ///
 /// # Errors
 /// What the boot or the save failed with. Nothing is left of it.
-pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base) -> Result<Template> {
+pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base, key: Key) -> Result<Template> {
     let layout = &env.settings.layout;
-    let key = key(env, machine, base)?;
     let id = key.id()?;
     fs::create_private_dir(&layout.templates())?;
     let title = format!("template {id}");
-    let _lock = FileLock::acquire(&layout.template_lock(&id), Mode::Exclusive, &title, PATIENCE)?;
+    let path = layout.template_lock(&id);
+    let _lock = match FileLock::try_acquire(&path, Mode::Exclusive)? {
+        Some(lock) => lock,
+        None => {
+            env.reporter.note(&format!("another command makes {title}: waiting for it"));
+            FileLock::acquire(&path, Mode::Exclusive, &title, PATIENCE)?
+        }
+    };
     if let Some(made) = store::load(layout, &id)? {
         return Ok(made);
     }
@@ -307,16 +337,19 @@ pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base) -> Result<Templ
 
     env.reporter.note(&format!("making template {id}: one boot, for all guests like this one"));
     let staged = layout.guest_files(&name).template();
-    let chain = base.layers();
-    let plan = machine::plan(env, &name, machine, base.arch, staged.disk(), chain)?;
+    let backing = base.disk()?;
+    let size = machine.disk(backing.virtual_size);
+    let root = Disk::own(staged.disk(), size, base.layers()?);
+    let plan = machine::plan(env, &name, machine, base.arch, Root::Disk(root))?;
     let held = guest::reserve(layout, guest::Record::new(machine.driver, base.origin(), plan))?;
     let mut undo = Undo::new();
     let (layout_, name_) = (layout.clone(), name.clone());
     undo.push("the template's folder", move || guest::remove_folder(&layout_, &name_));
     let plan = &held.record.plan;
     fs::create_private_dir(staged.folder())?;
-    disk::create_overlay(&staged.disk(), &base.backing(), machine.disk(base))?;
-    let seed = seed(name, plan.id.clone(), plan.mac, &key.user)?;
+    disk::create_overlay(&staged.disk(), &backing, size)?;
+    let mac = plan.nics.first().map_or_else(Mac::generate, |nic| Ok(nic.mac))?;
+    let seed = seed(name, plan.id.clone(), mac, &key.user)?;
     let files = layout.guest_files(&plan.name);
     fs::write_new(&files.seed(), &seed.to_iso()?, 0o600)?;
 
@@ -326,11 +359,24 @@ pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base) -> Result<Templ
     driver.create(plan)?;
     let saved = Saved { state: staged.state(), memory: Some(staged.memory()) };
     drop(fs::create_new(&staged.memory(), 0o600)?);
-    let facts = boot(env, driver.as_ref(), plan, &saved)?;
+    let facts =
+        boot(env, driver.as_ref(), plan, &saved).inspect_err(|error| evidence(env, driver.as_ref(), plan, error))?;
     let template = store::publish(layout, &staged, key, facts)?;
     // Dropped uncommitted: the guest that it was made of goes, in any case.
     drop(undo);
     Ok(template)
+}
+
+/// What a guest that goes with all its files wrote last: nobody can look later.
+pub(super) fn evidence(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan, error: &Error) {
+    if error.kind() == Kind::Interrupted {
+        return;
+    }
+    if let Ok(lines) = driver.console_tail(plan, CONSOLE_LINES)
+        && !lines.is_empty()
+    {
+        env.reporter.note(&format!("the last lines of its console:\n  {}", lines.join("\n  ")));
+    }
 }
 
 fn boot(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan, saved: &Saved) -> Result<Facts> {

@@ -88,7 +88,7 @@ pub fn verify(env: Env<'_>, filters: &[String]) -> Result<Checked> {
 fn guests_on(env: Env<'_>, blob: &Digest) -> Result<Vec<String>> {
     let guests = guest::list(&env.settings.layout)?;
     let name = |entry: guest::Entry| match entry {
-        guest::Entry::Known(record) if record.origin.blob == *blob => Some(record.name().to_string()),
+        guest::Entry::Known(record) if record.origin.blob.as_ref() == Some(blob) => Some(record.name().to_string()),
         _ => None,
     };
     Ok(guests.into_iter().filter_map(name).collect())

@@ -62,9 +62,13 @@ fn explained(env: Env<'_>, driver: &dyn Driver, record: &Record, error: Error) -
         }
     }
     match error.kind() {
-        Kind::TimedOut => error.hint(format!("'virga console {name}' shows more")),
+        Kind::TimedOut => error.hint(format!("'virga console --log {name}' shows more")),
         Kind::Refused => error.hint(format!("something else answers at this guest's port, or its keys were changed inside; if in doubt: virga destroy {name}")),
-        Kind::Failed => error.hint(format!("virga console {name} shows more")),
+        Kind::Failed => {
+            let ending = driver.details(&record.plan).ok().and_then(|details| details.ending);
+            let error = ending.into_iter().fold(error, Error::because);
+            error.hint(format!("'virga console --log {name}' shows more"))
+        }
         _ => error,
     }
 }

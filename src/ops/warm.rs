@@ -5,11 +5,13 @@ use std::time::Duration;
 use base64::Engine as _;
 
 use super::create::Job;
+use super::origin::Base;
 use super::{Env, machine, template};
+use crate::base::nic::Network;
 use crate::base::plan::{InstanceId, random};
 use crate::base::poll::{Deadline, Laps};
-use crate::base::{Error, Kind, Result};
-use crate::driver::{Begin, Driver, Saved};
+use crate::base::{Error, Kind, Result, fs};
+use crate::driver::{Begin, Driver, Saved, Started};
 use crate::guest::Record;
 use crate::seed;
 use crate::template::renewal::{self, OrderedKey, Orders};
@@ -26,8 +28,8 @@ const RENEWAL: Duration = Duration::from_secs(30);
 /// What stands in the way of any start.
 pub(super) fn template(job: &Job<'_>) -> Result<Option<Template>> {
     let cold = why_cold(job)?;
-    if let Some(first) = cold.first() {
-        job.env.reporter.note(&format!("starting cold: {first}"));
+    if !cold.is_empty() {
+        job.env.reporter.note(&format!("starting cold: {}", cold.join("; ")));
         return Ok(None);
     }
     match usable(job) {
@@ -41,17 +43,26 @@ pub(super) fn template(job: &Job<'_>) -> Result<Option<Template>> {
 }
 
 fn usable(job: &Job<'_>) -> Result<Template> {
-    let key = template::key(job.env, job.machine, job.base)?;
+    let key = template::key(job.env, job.machine, job.base, job.request.user.as_deref())?;
     let layout = &job.env.settings.layout;
-    match store::load(layout, &key.id()?) {
-        // Its files are checked when it is loaded.
-        Ok(Some(template)) => Ok(template),
-        Ok(None) => {
-            template::refuse_outdated(job.env, &key)?;
-            template::make(job.env, job.machine, job.base)
-        }
-        Err(error) => Err(error),
+    let id = key.id()?;
+    // Its files are checked when it is loaded.
+    if let Some(template) = store::load(layout, &id)? {
+        return Ok(template);
     }
+    template::refuse_outdated(job.env, &key)?;
+    let refusal = layout.template_refusal(&id);
+    if let Some(why) = fs::read_json::<String>(&refusal)? {
+        return Err(Error::refused(format!("this image and machine make no template: {why}"))
+            .hint("'virga template create' with the same options tries again"));
+    }
+    template::make(job.env, job.machine, job.base, key).inspect_err(|error| {
+        // A boot for nothing is enough: the next guest starts cold at once.
+        if error.kind() == Kind::Failed {
+            let words: Vec<String> = std::iter::once(error.to_string()).chain(error.causes()).collect();
+            let _ = fs::write_json(&refusal, &words.join(": "), 0o600);
+        }
+    })
 }
 
 /// Says why the start will be a cold one.
@@ -70,6 +81,10 @@ fn why_cold(job: &Job<'_>) -> Result<Vec<String>> {
     if !job.env.driver(job.machine.driver).capabilities().memory_snapshots {
         reasons.push(format!("the {} driver cannot save machines", job.machine.driver));
     }
+    if job.base.arch != crate::base::Arch::Amd64 {
+        reasons.push("only amd64 guests can be resumed from a template".into());
+    }
+    reasons.extend(job.machine.why_cold().map(str::to_owned));
     if !request.start {
         reasons.push("a guest that is not to be started cannot be resumed".into());
     }
@@ -78,6 +93,9 @@ fn why_cold(job: &Job<'_>) -> Result<Vec<String>> {
     }
     if request.meta_data.is_some() {
         reasons.push("meta-data of your own is for the first boot".into());
+    }
+    if request.networks.iter().any(|network| *network != Network::User) || request.networks.len() > 1 {
+        reasons.push("a saved machine has one card, on a network of its own".into());
     }
     if request.network_config.is_some() {
         reasons.push("a network-config of your own is for the first boot".into());
@@ -98,7 +116,7 @@ pub(super) fn start(
     template: &Template,
     host_keys: &[seed::HostKey],
     laps: &mut Laps,
-) -> Result<()> {
+) -> Result<Started> {
     let saved = Saved { state: template.files.state(), memory: Some(template.files.memory()) };
     let started = std::thread::scope(|scope| {
         // Meanwhile QEMU gets ready. It runs nothing of the template before all of that is known to be what was saved.
@@ -110,8 +128,8 @@ pub(super) fn start(
     laps.lap("start");
     driver.load(&record.plan, &saved)?;
     laps.lap("load");
-    for note in started.notes {
-        job.env.reporter.note(&note);
+    for note in &started.notes {
+        job.env.reporter.note(note);
     }
     let orders = orders(job, record, template, host_keys)?;
     let deadline = Deadline::after(RENEWAL);
@@ -122,12 +140,15 @@ pub(super) fn start(
         true => Ok(()),
         false => Err(Error::failed("the guest ended while it was renewed")),
     };
-    let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive)?;
+    let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive).map_err(|error| {
+        template::evidence(job.env, driver, &record.plan, &error);
+        error.hint(format!("if it happens each time, make a new template: virga template remove {}", template.id))
+    })?;
     // Nobody reached it before, nor it anybody.
     driver.connect(&record.plan)?;
     laps.lap("renewal");
     tracing::debug!(guest = %record.name(), drawn = receipt.drawn, took = ?deadline.elapsed(), "renewed");
-    Ok(())
+    Ok(started)
 }
 
 fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed::HostKey]) -> Result<Orders> {
@@ -145,7 +166,7 @@ fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed
         machine_id: InstanceId::generate()?.to_string().replace('-', ""),
         boot_id: InstanceId::generate()?.to_string(),
         instance: plan.id.to_string(),
-        mac: plan.mac.to_string(),
+        mac: plan.nics.first().map(|nic| nic.mac.to_string()).unwrap_or_default(),
         address: job.env.driver(record.driver).address(plan).map(|pair| pair.map(|part| part.to_string())),
         host_keys: host_keys.iter().map(key).collect(),
         user: template.record.key.user.clone(),
@@ -158,6 +179,7 @@ fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed
 }
 
 /// The default user of a guest made of this image.
-pub(super) fn default_user(base: &machine::Base) -> String {
-    machine::image_user(&base.keys).unwrap_or(machine::GIVEN_USER).to_owned()
+pub(super) fn default_user(base: &Base, wanted: Option<&str>) -> String {
+    // Of an image that nobody knows, whoever wants to log in as somebody knows who is there.
+    machine::image_user(&base.keys).or(wanted).unwrap_or(machine::GIVEN_USER).to_owned()
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256, Sha512};
 
 pub use generation::{Generation, Kept};
-pub use record::{Chain, DiskFacts, ImageRecord, Link, Signature};
+pub use record::{Chain, DiskFacts, ImageRecord, Link, PUBLISHED, Signature};
 pub use sweep::Swept;
 
 use crate::base::lock::{FileLock, Mode};

@@ -9,6 +9,9 @@ use super::Pool;
 use crate::base::plan::DiskFormat;
 use crate::base::{Digest, ImageId, Result};
 
+/// The source of images that were made of guests here; the key that names the guest, too.
+pub const PUBLISHED: &str = "published";
+
 /// What is known of one image: what its stream said, and which blob it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
@@ -85,6 +88,12 @@ impl ImageRecord {
     #[must_use]
     pub fn key(&self, key: &str) -> &str {
         self.keys.get(key).map(String::as_str).unwrap_or_default()
+    }
+
+    /// Whether it was made of a guest here.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.source == PUBLISHED
     }
 
     /// Fingerprint of the key that signed for it; `None` for an unsigned source.

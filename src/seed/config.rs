@@ -142,7 +142,7 @@ pub(super) fn meta_data(request: &SeedRequest, access: &Access) -> Result<Vec<u8
     Ok(yaml::write(&document)?.into_bytes())
 }
 
-/// The user's own network configuration as it is, or DHCP on the guest's card.
+/// The user's own network configuration as it is, or DHCP on the guest's cards.
 ///
 /// # Errors
 /// [`Kind::Usage`](crate::base::Kind::Usage) when the user's own cannot be one.
@@ -156,10 +156,22 @@ pub(super) fn network_config(request: &SeedRequest) -> Result<Vec<u8>> {
         return Ok(bytes.clone());
     }
     let mut document = yaml::parse(NETWORK, "the network-config of this program")?;
-    let address = document
-        .pointer_mut("/ethernets/eth0/match/macaddress")
-        .ok_or_else(|| Error::failed("the network-config of this program has no address to replace"))?;
-    *address = json!(request.mac.to_string());
+    let cards = document["ethernets"].as_object_mut();
+    let cards = cards.ok_or_else(|| Error::failed("the network-config of this program has no cards"))?;
+    let card = cards.remove("eth0").unwrap_or_default();
+    for (number, mac) in request.macs.iter().enumerate() {
+        let (mut card, name) = (card.clone(), format!("eth{number}"));
+        if !request.cards_have_names {
+            card["match"]["macaddress"] = json!(mac.to_string());
+            card["set-name"] = json!(name);
+        }
+        if number > 0 {
+            // The boot waits for the first one alone, and what leaves the guest's networks goes out there.
+            card["optional"] = json!(true);
+            card["dhcp4-overrides"] = json!({"use-routes": false});
+        }
+        cards.insert(name, card);
+    }
     Ok(yaml::write(&document)?.into_bytes())
 }
 

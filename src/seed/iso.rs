@@ -79,6 +79,40 @@ pub fn write_iso(files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// The files of an image that [`write_iso`] wrote, by its Joliet names; `None` for anything else.
+#[must_use]
+pub fn read_iso(image: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
+    let number = |bytes: &[u8], at: usize| -> Option<usize> {
+        usize::try_from(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?)).ok()
+    };
+    let descriptor = image.get(JOLIET * SECTOR..)?.get(..SECTOR)?;
+    if !descriptor.starts_with(b"\x02CD001") {
+        return None;
+    }
+    let content = |record: &[u8]| {
+        let (at, size) = (number(record, 2)?.checked_mul(SECTOR)?, number(record, 10)?);
+        image.get(at..at.checked_add(size)?)
+    };
+    // 8.5: the root's own record.
+    let root = content(&descriptor[156..190])?;
+    let mut files = Vec::new();
+    // 6.8.1.1: what is left of a sector after its last record is zero.
+    for sector in root.chunks(SECTOR) {
+        let mut rest = sector;
+        while let Some(&length @ 34..) = rest.first() {
+            let record = rest.get(..usize::from(length))?;
+            let name = record.get(33..33 + usize::from(record[32]))?;
+            // Itself and its parent have names of one byte.
+            if name.len() > 1 {
+                let units: Vec<u16> = name.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+                files.push((String::from_utf16(&units).ok()?, content(record)?.to_vec()));
+            }
+            rest = &rest[usize::from(length)..];
+        }
+    }
+    Some(files)
+}
+
 fn check(files: &[(&str, &[u8])]) -> Result<()> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let mut seen = std::collections::HashSet::new();

@@ -5,7 +5,7 @@
 //! | `meta-data` | instance id, host name, access keys |
 //! | `user-data` | access keys, host keys, the options of the command line; the user's own user-data, untouched |
 //! | `vendor-data` | `cloud-init/base.yaml`, the defaults that user-data overrides |
-//! | `network-config` | DHCP on the guest's one card, or the user's own |
+//! | `network-config` | DHCP on the guest's cards, or the user's own |
 //!
 //! A user's user-data is never rewritten: it travels as parts of a MIME
 //! message, ours behind them, and cloud-init merges (its documentation:
@@ -13,10 +13,12 @@
 //! the user wrote is in a part that replaces; the rest only adds.
 
 mod config;
+mod copy;
 pub mod iso;
 mod login;
 mod mime;
 mod part;
+mod rename;
 mod warm;
 mod yaml;
 
@@ -24,10 +26,16 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::base::plan::{InstanceId, Mac};
+use crate::base::nic::Mac;
+use crate::base::plan::InstanceId;
 use crate::base::{GuestName, Result};
 
+pub use copy::copy_part;
+pub use rename::{renamed, renamed_in};
 pub use warm::{renewal_part, user_part, why_cold};
+
+/// No image of a seed is larger.
+pub const LARGEST: u64 = 2 * iso::MAX_CONTENT as u64;
 
 /// Everything a seed is made of.
 #[derive(Clone)]
@@ -36,8 +44,10 @@ pub struct SeedRequest {
     pub name: GuestName,
     /// Tells cloud-init whether this is a new machine.
     pub instance_id: InstanceId,
-    /// Address of the card that the network configuration is for.
-    pub mac: Mac,
+    /// Addresses of the cards that the network configuration is for.
+    pub macs: Vec<Mac>,
+    /// Whether the cards are called `eth0` and so on before cloud-init comes: a container's are.
+    pub cards_have_names: bool,
     /// The guest's SSH identity.
     pub host_keys: Vec<HostKey>,
     /// Lines of `authorized_keys`, with options if they have any.

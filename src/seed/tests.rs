@@ -14,7 +14,8 @@ fn request() -> SeedRequest {
     SeedRequest {
         name: "web1".parse().unwrap(),
         instance_id: InstanceId::try_from("00000000-0000-4000-8000-000000000001".to_owned()).unwrap(),
-        mac: Mac::try_from("52:54:00:12:34:56".to_owned()).unwrap(),
+        macs: vec!["52:54:00:12:34:56".parse().unwrap()],
+        cards_have_names: false,
         host_keys: vec![HostKey {
             kind: HostKeyKind::Ed25519,
             private_openssh: key.to_openssh(ssh_key::LineEnding::LF).unwrap().to_string(),
@@ -328,6 +329,19 @@ fn a_users_own_meta_data_is_completed() {
         wanted.as_object_mut().unwrap().entry("instance-id").or_insert(id);
         assert_eq!(pyyaml(&file(&build(&request).unwrap(), "meta-data")), wanted, "{theirs}");
     }
+}
+
+#[test]
+fn each_card_has_a_name_of_its_own_and_the_boot_waits_for_the_first() {
+    let macs = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
+    let request = SeedRequest { macs: macs.iter().map(|mac| mac.parse().unwrap()).collect(), ..request() };
+    let config = pyyaml(&file(&build(&request).unwrap(), "network-config"));
+    for (name, mac) in ["eth0", "eth1"].iter().zip(macs) {
+        let card = &config["ethernets"][name];
+        assert_eq!((&card["set-name"], &card["match"]["macaddress"]), (&json!(name), &json!(mac)), "{config}");
+    }
+    assert_eq!(config["ethernets"]["eth0"]["optional"], json!(null));
+    assert_eq!(config["ethernets"]["eth1"]["optional"], json!(true));
 }
 
 #[test]

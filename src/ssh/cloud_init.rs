@@ -54,6 +54,10 @@ impl fmt::Display for Trouble {
 /// waiting, and none is left when the connection breaks. `root` is where the
 /// guest's files are; empty but in tests.
 ///
+/// What cloud-init wrote is on the disk before the guest counts as ready: host
+/// keys that are still in memory alone are empty files, and its SSH server
+/// dead, when the guest is cut off and started again.
+///
 /// No single quotes and no backslashes: the login shell that gets it as one
 /// quoted word may be another than `sh`.
 pub(super) fn script(root: &str, instance: &InstanceId) -> String {
@@ -64,6 +68,7 @@ while :; do
   if [ -e $r/result.json ]; then
     id=; {{ read -r id <$v/data/instance-id; }} 2>/dev/null
     if [ "$id" = {instance} ]; then
+      sync
       echo virga:status; cat $r/status.json; echo; echo virga:end
       echo virga:result; cat $r/result.json; echo; echo virga:end
       exit 0

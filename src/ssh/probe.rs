@@ -9,6 +9,8 @@
 //! - closed at once: its network is up, and no server listens yet;
 //! - a line: the server is there.
 //!
+//! passt, which stands before libvirt's guests of ordinary users, accepts likewise.
+//!
 //! So while there is silence, further connections are opened beside the older
 //! ones. They must stay few, for a guest may hold them all in its queue until
 //! its server starts (systemd's socket activation): each costs it a process,
@@ -16,7 +18,7 @@
 //! too often (`PerSourcePenalties`, sshd_config(5)).
 
 use std::fmt;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,10 @@ const SLOWEST: Duration = Duration::from_millis(500);
 const BUSY: Duration = Duration::from_secs(1);
 /// Connections open at once; OpenSSH begins to drop the eleventh (`MaxStartups`).
 const OPEN_LIMIT: usize = 7;
+/// What every client's version line begins with (RFC 4253 section 4.2).
+pub(super) const GREETING: &[u8] = b"SSH-2.0-";
+/// For so long the server may speak first.
+const POLITE: Duration = Duration::from_millis(300);
 /// How often open connections are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 /// A server may send other lines first (RFC 4253 section 4.2); what is longer is no SSH server.
@@ -50,6 +56,8 @@ pub struct Answered {
     pub banner: Banner,
     /// All that was read from it.
     pub received: Vec<u8>,
+    /// Whether the greeting was sent: the client's own first bytes must not follow once more.
+    pub greeted: bool,
     /// The connection; does not block.
     pub stream: TcpStream,
 }
@@ -116,6 +124,7 @@ struct Attempt {
     begun: Instant,
     stream: TcpStream,
     received: Vec<u8>,
+    greeted: bool,
 }
 
 /// What became of one attempt.
@@ -149,10 +158,10 @@ impl Prober {
             match self.open[index].look() {
                 Fate::Pending => index += 1,
                 Fate::Answered(banner) => {
-                    let Attempt { stream, received, .. } = self.open.remove(index);
+                    let Attempt { stream, received, greeted, .. } = self.open.remove(index);
                     // From here on it is a connection like any other.
                     sockopt::set_socket_linger(&stream, None).context(|| "setting up a socket".into())?;
-                    return Ok(Some(Answered { banner, received, stream }));
+                    return Ok(Some(Answered { banner, received, greeted, stream }));
                 }
                 Fate::Ended(answer) => {
                     self.open.remove(index);
@@ -217,7 +226,7 @@ impl Attempt {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Ok(Err(answer_of(&error.into()))),
         }
-        Ok(Ok(Attempt { begun: Instant::now(), stream: TcpStream::from(socket), received: Vec::new() }))
+        Ok(Ok(Attempt { begun: Instant::now(), stream: TcpStream::from(socket), received: Vec::new(), greeted: false }))
     }
 
     fn look(&mut self) -> Fate {
@@ -226,7 +235,10 @@ impl Attempt {
             match self.stream.read(&mut piece) {
                 Ok(0) => return Fate::Ended(self.ended()),
                 Ok(n) => self.received.extend_from_slice(&piece[..n]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Fate::Pending,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.greet();
+                    return Fate::Pending;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if self.received.is_empty() => return Fate::Ended(answer_of(&error)),
                 Err(_) => return Fate::Ended(self.ended()),
@@ -237,6 +249,15 @@ impl Attempt {
             if self.received.len() > PREAMBLE_LIMIT {
                 return Fate::Ended(self.ended());
             }
+        }
+    }
+
+    /// Old versions of passt finish a connection into the guest only when something is sent
+    /// over it, and the server would wait for ever to speak first.
+    fn greet(&mut self) {
+        if !self.greeted && self.begun.elapsed() > POLITE {
+            // Not connected yet, or broken: the next look tells.
+            self.greeted = self.stream.write(GREETING).is_ok_and(|sent| sent == GREETING.len());
         }
     }
 

@@ -2,11 +2,11 @@
 //! a process and its start on the connection that was answered first; under
 //! emulation that is a tenth of a second, and a log is spared a line about who left.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::probe::Answered;
+use super::probe::{Answered, GREETING};
 use crate::base::poll::{self, Deadline};
 use crate::base::{Context as _, Result};
 
@@ -43,6 +43,14 @@ fn carry(mut client: TcpStream, server: Answered) -> io::Result<()> {
     client.set_nodelay(true)?;
     stream.set_nodelay(true)?;
     client.write_all(&server.received)?;
+    if server.greeted {
+        // The server has these already; what every client begins with it must not get twice.
+        let mut greeting = [0; GREETING.len()];
+        client.read_exact(&mut greeting)?;
+        if greeting != GREETING {
+            return Err(io::Error::other("not an SSH client"));
+        }
+    }
     let (from, to) = (client.try_clone()?, stream.try_clone()?);
     std::thread::spawn(move || pump(from, to));
     pump(stream, client);
@@ -56,22 +64,22 @@ fn pump(mut from: TcpStream, mut to: TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-
     use super::*;
     use crate::ssh::probe::Banner;
 
-    #[test]
-    fn what_was_received_comes_first_and_ends_are_passed_on() {
+    #[rstest::rstest]
+    #[case::begun(true, "SSH-2.0-question")]
+    #[case::fresh(false, "question")]
+    fn what_was_received_comes_first_and_ends_are_passed_on(#[case] greeted: bool, #[case] sent: &str) {
         let there = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(there.local_addr().unwrap()).unwrap();
         let (mut server, _) = there.accept().unwrap();
         let received = b"SSH-2.0-x\r\n".to_vec();
-        let addr = offer(Answered { banner: Banner("SSH-2.0-x".into()), received, stream }).unwrap();
+        let addr = offer(Answered { banner: Banner("SSH-2.0-x".into()), received, greeted, stream }).unwrap();
 
         let mut client = TcpStream::connect(addr).unwrap();
         server.write_all(b"more").unwrap();
-        client.write_all(b"question").unwrap();
+        client.write_all(sent.as_bytes()).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         let mut asked = String::new();
         server.read_to_string(&mut asked).unwrap();

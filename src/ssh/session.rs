@@ -3,15 +3,19 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+pub use crate::base::cmd::{exit_code, shell_word};
+
 use super::known_hosts::ALGORITHMS;
-use crate::base::cmd::{Cmd, Output};
+use crate::base::cmd::{Cmd, Output, Pipes, interrupt_all};
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, Kind, Result};
+
+/// The exit code of `ssh` when it was the connection that failed (ssh(1), "EXIT STATUS").
+pub const CHANNEL_FAILED: i32 = 255;
 
 /// Who logs in, and how the guest is recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +29,9 @@ pub struct Login {
     /// Private keys to log in with; absolute. Empty: those of the agent and
     /// the default ones, as `ssh` finds them.
     pub identities: Vec<PathBuf>,
+    /// Whether only the keys of [`known_hosts`](Self::known_hosts) are accepted. Else whoever answers
+    /// is taken for the guest: the user has said that they trust the way there.
+    pub pinned: bool,
 }
 
 impl Login {
@@ -77,11 +84,8 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
         ("Port", target.addr.port().to_string()),
         // The host key: ours and no other.
         ("HostKeyAlias", login.alias.clone()),
-        ("HostKeyAlgorithms", ALGORITHMS.into()),
-        ("UserKnownHostsFile", quoted_path(&login.known_hosts)?),
         ("GlobalKnownHostsFile", "/dev/null".into()),
         ("KnownHostsCommand", "none".into()),
-        ("StrictHostKeyChecking", "yes".into()),
         ("VerifyHostKeyDNS", "no".into()),
         ("NoHostAuthenticationForLocalhost", "no".into()),
         ("CheckHostIP", "no".into()),
@@ -93,6 +97,14 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
         ("RemoteCommand", "none".into()),
         ("LogLevel", "ERROR".into()),
     ];
+    match login.pinned {
+        true => options.extend([
+            ("HostKeyAlgorithms", ALGORITHMS.into()),
+            ("UserKnownHostsFile", quoted_path(&login.known_hosts)?),
+            ("StrictHostKeyChecking", "yes".into()),
+        ]),
+        false => options.extend([("UserKnownHostsFile", "/dev/null".into()), ("StrictHostKeyChecking", "no".into())]),
+    }
     if target.addr.ip().is_loopback() {
         // Through a jump host, our loopback would be the jump host's.
         options.push(("ProxyCommand", "none".into()));
@@ -133,6 +145,12 @@ fn quoted_path(path: &Path) -> Result<String> {
 /// # Errors
 /// As [`options`].
 pub fn ssh_command(target: &SshTarget, style: Style, tty: Tty) -> Result<Cmd> {
+    // After "--", words of the remote command are never options.
+    let end = ["--".into(), target.login.alias.clone().into()];
+    Ok(Cmd::new("ssh").args(arguments(target, style, tty)?).args::<_, OsString>(end))
+}
+
+fn arguments(target: &SshTarget, style: Style, tty: Tty) -> Result<Vec<OsString>> {
     let mut args: Vec<OsString> = Vec::new();
     if style == Style::Batch {
         args.extend(["-F".into(), "/dev/null".into()]);
@@ -146,10 +164,8 @@ pub fn ssh_command(target: &SshTarget, style: Style, tty: Tty) -> Result<Cmd> {
         args.extend(["-o".into(), format!("{key}={value}").into()]);
     }
     args.extend(["-l".into(), target.login.user.clone().into()]);
-    // The alias as destination, so that the user's configuration can speak of `Host virga-*`.
-    // After "--", words of the remote command are never options.
-    args.extend(["--".into(), target.login.alias.clone().into()]);
-    Ok(Cmd::new("ssh").args(args))
+    // The alias will be the destination, so that the user's configuration can speak of `Host virga-*`.
+    Ok(args)
 }
 
 /// Runs a command in the guest and collects its output, whatever its exit
@@ -164,10 +180,37 @@ pub fn run(target: &SshTarget, argv: &[impl AsRef<str>], input: &[u8], limit: Du
     let mut running = command.spawn().map_err(need_ssh)?;
     running.feed(input.to_vec());
     let deadline = Deadline::after(limit);
-    poll::until(&deadline, Duration::from_millis(2), || running.poll())?.ok_or_else(|| {
-        let limit = humantime::format_duration(limit);
-        Error::timed_out(format!("a command in the guest did not end within {limit}"))
-    })
+    poll::until(&deadline, Duration::from_millis(2), || running.poll())?.ok_or_else(|| late(limit))
+}
+
+fn late(limit: Duration) -> Error {
+    let limit = humantime::format_duration(limit);
+    Error::timed_out(format!("a command in the guest did not end within {limit}"))
+}
+
+/// Runs a command that says `cue` once it waits for its input, which is made only then: for what must not be old
+/// when it arrives, as a login can take seconds. Else as [`run`].
+///
+/// # Errors
+/// As [`run`], and what `input` returns.
+pub fn run_fresh(
+    target: &SshTarget,
+    command: &str,
+    cue: &str,
+    input: impl FnOnce() -> Result<Vec<u8>>,
+    limit: Duration,
+) -> Result<Output> {
+    let mut running = ssh_command(target, Style::Batch, Tty::Never)?.arg(command).spawn().map_err(need_ssh)?;
+    let mut input = Some(input);
+    let ended = poll::until(&Deadline::after(limit), Duration::from_millis(2), || {
+        if running.peek(|said| said.windows(cue.len()).any(|part| part == cue.as_bytes()))
+            && let Some(input) = input.take()
+        {
+            running.feed(input()?);
+        }
+        running.poll()
+    })?;
+    ended.ok_or_else(|| late(limit))
 }
 
 /// Runs a command, or without one a shell, with our own standard input, output
@@ -184,16 +227,37 @@ pub fn interactive(target: &SshTarget, argv: &[String], tty: Tty) -> Result<i32>
     Ok(exit_code(status))
 }
 
-/// The exit code of a program, as shells count: 128 + n for signal n.
-#[must_use]
-pub fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
+/// As [`interactive`], for no longer than a deadline; `None` when the command was ended for that.
+///
+/// # Errors
+/// [`Kind::Unavailable`] without `ssh`.
+pub fn interactive_until(
+    target: &SshTarget,
+    argv: &[String],
+    tty: Tty,
+    deadline: Option<&Deadline>,
+) -> Result<Option<i32>> {
+    let status = ssh_command(target, Style::User, tty)?.args(argv).interactive_until(deadline).map_err(need_ssh)?;
+    Ok(status.map(exit_code))
 }
 
-/// `text` as one word for a POSIX shell.
-#[must_use]
-pub fn shell_word(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
+/// Runs a command between the caller's streams and returns how it ended; 255: the channel failed. `line` is read by the
+/// login shell there.
+///
+/// # Errors
+/// [`Kind::Unavailable`] without `ssh`; when its words cannot be passed on.
+pub fn between(target: &SshTarget, line: &str, pipes: Pipes<'_>) -> Result<ExitStatus> {
+    ssh_command(target, Style::User, Tty::Never)?.arg(line).pump(pipes, interrupt_all).map_err(need_ssh)
+}
+
+/// As [`interactive`], but `words` are read as `ssh` reads what follows the destination: options of its own first,
+/// then the command.
+///
+/// # Errors
+/// [`Kind::Unavailable`] without `ssh`.
+pub fn interactive_words(target: &SshTarget, words: &[String]) -> Result<i32> {
+    let command = Cmd::new("ssh").args(arguments(target, Style::User, Tty::Auto)?).arg(&target.login.alias).args(words);
+    Ok(exit_code(command.interactive().map_err(need_ssh)?))
 }
 
 pub(super) fn need_ssh(error: Error) -> Error {

@@ -78,6 +78,7 @@ impl Sshd {
 
     pub fn login(&self) -> Login {
         Login {
+            pinned: true,
             user: Cmd::new("id").arg("-un").run().unwrap().text().trim().to_owned(),
             alias: "virga-test".into(),
             known_hosts: self.path("known_hosts"),

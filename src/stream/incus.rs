@@ -22,6 +22,9 @@ pub const ROOTS: [(&str, &str); 5] = [
     ("disk1.img", "combined_disk1-img_sha256"),
 ];
 
+/// File types of roots for containers, the one that daemons prefer first.
+pub const CONTAINER_ROOTS: [&str; 2] = [ROOTS[0].0, ROOTS[1].0];
+
 /// The fingerprint that a metadata item announces for a root of type `ftype`:
 /// of metadata and root together. `None` when it announces none.
 ///

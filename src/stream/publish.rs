@@ -22,6 +22,7 @@ mod content;
 mod document;
 mod incus;
 mod mirror;
+mod pair;
 mod verify;
 
 use std::collections::{BTreeMap, HashSet};
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use self::document::Document;
 use self::incus::Exported;
@@ -126,6 +127,8 @@ pub struct AddRequest {
     pub attributes: BTreeMap<String, String>,
     /// For a disk image: what its header says.
     pub facts: Option<Facts>,
+    /// For a container's root file system: its metadata archive (tar.xz).
+    pub metadata: Option<PathBuf>,
 }
 
 /// What a disk image's header says.
@@ -211,48 +214,55 @@ impl Publisher<'_> {
         let product = request.product.clone().unwrap_or_else(default);
         check_fixed(document.product(&product), &product, request)?;
 
-        let content = content::take_in(&self.dir.join("images"), &request.file)?;
-        let newest = document.newest(&product).filter(|version| {
-            document.item(&product, version, &request.ftype).is_some_and(|item| item["sha256"] == content.sha256)
-        });
+        let files = pair::files(&self.dir.join("images"), request)?;
+        let has = |document: &Document, version: &str, (name, item): &(String, Value)| {
+            document.item(&product, version, name).map(|old| old["sha256"] == item["sha256"])
+        };
+        let items = || files.iter().flat_map(|file| &file.items);
+        let newest =
+            document.newest(&product).filter(|version| items().all(|item| has(document, version, item) == Some(true)));
         let version = match (&request.version, newest) {
             (Some(version), _) => version.clone(),
             (None, Some(newest)) => newest.to_owned(),
             (None, None) => next_version(document.versions(&product), self.now),
         };
-        let old = document.item(&product, &version, &request.ftype);
-        if old.is_some_and(|item| item["sha256"] != content.sha256) {
-            let message =
-                format!("version {} of {} has another '{}'", quoted(&version), quoted(&product), request.ftype);
+        if let Some((name, _)) = items().find(|item| has(document, &version, item) == Some(false)) {
+            let message = format!("version {} of {} has another '{name}'", quoted(&version), quoted(&product));
             return Err(Error::new(Kind::Exists, message)
                 .hint("what is published never changes: give another version name, or remove that version first"));
         }
-        let new = old.is_none();
-        let path: RelPath = format!("images/{}/{}", content.sha256, request.ftype).parse()?;
-        let mut item = json!({
-            "ftype": request.ftype, "path": path.as_str(), "sha256": content.sha256, "size": content.size,
-        });
-        if let Some(facts) = request.facts {
-            item["disk_format"] = facts.format.name().into();
-            item["virtual_size"] = facts.virtual_size.0.into();
-        }
-        if document.put([&product, &version, &request.ftype], &request.attributes, item) {
-            document.touch(self.now);
+        let new = items().any(|item| has(document, &version, item).is_none());
+        let mut attributes = request.attributes.clone();
+        if request.metadata.is_some() {
+            attributes.extend(pair::defaults(document.product(&product), &attributes));
         }
         let mut undo = Undo::new();
-        if content.keep(self.dir, &path)? {
-            let dir = self.dir.to_owned();
-            undo.push("the file taken into the stream", move || content::remove(&dir, &path));
+        for file in files {
+            for (name, item) in file.items {
+                let item = pair::merged(document.item(&product, &version, &name), item);
+                if document.put([&product, &version, &name], &attributes, item) {
+                    document.touch(self.now);
+                }
+            }
+            if file.content.keep(self.dir, &file.path)? {
+                let (dir, path) = (self.dir.to_owned(), file.path);
+                undo.push("the file taken into the stream", move || content::remove(&dir, &path));
+            }
         }
-        let filters = exactly([document.content_id(), &product, &version, &request.ftype])?;
+        let filters = exactly(&[
+            ("content_id", document.content_id()),
+            ("product_name", &product),
+            ("version_name", &version),
+            ("item_name", &request.ftype),
+        ])?;
         let item = document.select(&filters)?.pop().ok_or_else(|| Error::failed("the added item is not there"))?;
         self.save_with(documents, &exported)?;
         undo.commit();
         Ok(Added { item, new })
     }
 
-    /// Removes the items that pass the filters, and then the files that no
-    /// other item names. Takes the stream's lock. Returns what was removed.
+    /// Removes the items that pass the filters, with them what belongs to a
+    /// container image that is not whole any more, and then the files that no other item names. Takes the stream's lock. Returns what was removed.
     ///
     /// # Errors
     /// [`Kind::Usage`] without any filter: that would empty the stream.
@@ -266,7 +276,8 @@ impl Publisher<'_> {
         let exported = Exported::take(&mut documents);
         let mut removed = Vec::new();
         for document in &mut documents {
-            let items = document.select(filters)?;
+            let mut items = document.select(filters)?;
+            items.extend(pair::widowed(document, &items)?);
             for item in &items {
                 document.take([item.product(), item.version(), item.name()]);
             }
@@ -308,7 +319,7 @@ impl Publisher<'_> {
         let what = format!("the stream in '{}'", self.dir.display());
         let lock = FileLock::acquire(&self.dir.join(".virga-lock"), Mode::Exclusive, &what, PATIENCE)?;
         // We hold the lock: whoever left these is gone.
-        for folder in ["images", "streams/v1"].map(|folder| self.dir.join(folder)) {
+        for folder in ["", "images", "streams/v1"].map(|folder| self.dir.join(folder)) {
             for name in fs::list_dir(&folder)?.iter().filter(|name| name.starts_with(fs::TEMPORARY_PREFIX)) {
                 fs::remove_file(&folder.join(name))?;
             }
@@ -373,7 +384,8 @@ fn check_request(request: &AddRequest) -> Result<()> {
     }
     for (key, value) in &request.attributes {
         let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-        if key.is_empty() || !key.bytes().all(word) || RESERVED.contains(&key.as_str()) {
+        if key.is_empty() || !key.bytes().all(word) || RESERVED.contains(&key.as_str()) || key.starts_with("combined_")
+        {
             return Err(Error::usage(format!("{} cannot be set", quoted(key))));
         }
         if value.chars().any(char::is_control) {
@@ -416,13 +428,8 @@ fn next_version<'v>(versions: impl Iterator<Item = &'v str>, now: Timestamp) -> 
     free.unwrap_or_else(|| format!("{}~", taken.unwrap_or(date)))
 }
 
-fn exactly([content_id, product, version, item]: [&str; 4]) -> Result<Filters> {
-    Filters::parse(&[
-        format!("content_id={content_id}"),
-        format!("product_name={product}"),
-        format!("version_name={version}"),
-        format!("item_name={item}"),
-    ])
+fn exactly(keys: &[(&str, &str)]) -> Result<Filters> {
+    Filters::parse(&keys.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

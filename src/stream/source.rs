@@ -184,6 +184,16 @@ impl Source {
         })
     }
 
+    /// The same root with another index; its name is then one that is made of both.
+    #[must_use]
+    pub fn at_path(mut self, path: RelPath) -> Self {
+        if path != self.path {
+            self.name = name_of(&self.url, &path);
+            self.path = path;
+        }
+        self
+    }
+
     /// Whether its metadata must be signed.
     #[must_use]
     pub fn is_signed(&self) -> bool {

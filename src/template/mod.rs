@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use self::renewal::Facts;
-use crate::base::layout::TemplateFiles;
-use crate::base::plan::DriverKind;
+use crate::base::layout::{REFUSED, TemplateFiles};
+use crate::base::plan::{DriverKind, difference};
 use crate::base::{Arch, ByteSize, Context as _, Digest, Error, Kind, Layout, Result, TemplateId, fs, interrupt};
 
 /// The shape of `template.json` that this build reads and writes.
@@ -53,6 +53,13 @@ impl Key {
     /// Never, unless the key cannot be written as JSON.
     pub fn id(&self) -> Result<TemplateId> {
         Ok(TemplateId::of(&serde_json::to_vec(self).context(|| "writing a template's key".into())?))
+    }
+
+    /// What around the saved machine is not as it was, as a sentence; `None` when only image and machine can differ.
+    #[must_use]
+    pub fn difference(&self, now: &Key) -> Option<String> {
+        let recipe = || (self.recipe != now.recipe).then(|| "this virga prepares templates in another way".into());
+        difference(&self.backend, &now.backend).or_else(recipe)
     }
 }
 
@@ -204,8 +211,12 @@ pub fn sweep(layout: &Layout, dry_run: bool) -> Result<usize> {
         if name.starts_with(REMOVING) {
             swept += 1;
             if !dry_run {
-                fs::remove_dir_all(&layout.templates().join(name))?;
+                fs::remove_dir_all(&layout.templates().join(&name))?;
             }
+        }
+        // It costs one boot to find out again.
+        if name.ends_with(REFUSED) && !dry_run {
+            fs::remove_file(&layout.templates().join(name))?;
         }
     }
     Ok(swept)

@@ -2,15 +2,22 @@
 //! real images, a real published stream and its real server.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod cluster;
+pub mod incus;
+pub mod lxc;
 pub mod moments;
+pub mod sandbox;
 pub mod slow;
+pub mod uvt;
 
 use std::ffi::OsStr;
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use sandbox::Sandbox;
 
 /// The program under test.
 pub const VIRGA: &str = env!("CARGO_BIN_EXE_virga");
@@ -19,11 +26,17 @@ pub const VIRGA: &str = env!("CARGO_BIN_EXE_virga");
 /// nothing of them may be left.
 pub struct Home {
     dir: tempfile::TempDir,
+    /// What stands before the program: a way into namespaces, or nothing.
+    within: Vec<String>,
+    program: PathBuf,
+    /// One of its own, which goes after its guests.
+    sandbox: Option<Sandbox>,
 }
 
 impl Home {
     pub fn new() -> Self {
-        let home = Home { dir: tempfile::Builder::new().prefix("vt-").tempdir().unwrap() };
+        let dir = tempfile::Builder::new().prefix("vt-").tempdir().unwrap();
+        let home = Home { dir, within: Vec::new(), program: VIRGA.into(), sandbox: None };
         std::fs::create_dir(home.path("home")).unwrap();
         home
     }
@@ -39,6 +52,13 @@ impl Home {
     /// Uses the pool and the template of all tests whose subject is not the boot: clones of the test image, made with
     /// [`WARM`], are there in a second. The template is made where it is missing, and kept with what was built.
     pub fn warm(self) -> Self {
+        if all_cold() {
+            return self;
+        }
+        self.share()
+    }
+
+    fn share(self) -> Self {
         static MADE: OnceLock<PathBuf> = OnceLock::new();
         let shared = MADE.get_or_init(|| {
             let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("warm");
@@ -64,12 +84,63 @@ impl Home {
 
     /// As [`warm`](Self::warm), with a copy of the template, to be damaged.
     pub fn warm_apart(self) -> Self {
-        let home = self.warm();
+        let home = self.share();
         let templates = home.state().join("templates");
         let shared = std::fs::read_link(&templates).unwrap();
         std::fs::remove_file(&templates).unwrap();
         run("cp", [OsStr::new("-a"), OsStr::new("--sparse=always"), shared.as_os_str(), templates.as_os_str()]);
         home
+    }
+
+    /// All that the program does, it does in a sandbox of its own, as root.
+    pub fn in_a_sandbox(self) -> Self {
+        let sandbox = Sandbox::new(&self.path("home"));
+        let mut home = self.inside(&sandbox);
+        home.sandbox = Some(sandbox);
+        home
+    }
+
+    /// All that the program does, it does in the sandbox, as root.
+    pub fn inside(mut self, sandbox: &Sandbox) -> Self {
+        self.within = [self.nsenter(), sandbox.enter()].concat();
+        self
+    }
+
+    /// All that the program does, it does in the sandbox, as an ordinary user whose home this is.
+    pub fn inside_as_user(mut self, sandbox: &Sandbox) -> Self {
+        self.within = [self.nsenter(), sandbox.enter_as_user()].concat();
+        // Where that user can read it, whoever built it.
+        self.program = self.path("virga");
+        std::fs::copy(VIRGA, &self.program).unwrap();
+        std::fs::create_dir(self.path("xdg")).unwrap();
+        sandbox.give(self.dir.path());
+        self
+    }
+
+    /// It would begin in the root folder.
+    fn nsenter(&self) -> Vec<String> {
+        vec!["nsenter".to_owned(), format!("--wd={}", self.dir.path().display())]
+    }
+
+    /// Another program where the program under test works.
+    pub fn beside(&self, program: &str) -> Command {
+        let mut words = self.within.iter().map(String::as_str).chain([program]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).env("PATH", path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs another program there, which must succeed; returns what it says.
+    #[track_caller]
+    pub fn run_beside(&self, program: &str, args: &[&str]) -> String {
+        let output = self.beside(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{program} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// A shell's words for the program there, behind what a shell there does first.
+    pub fn shell_line(&self, first: &str, args: &str) -> String {
+        format!("{} sh -c '{first}; exec {} {args}'", self.within.join(" "), self.program.display())
     }
 
     /// A path below the folder of this test.
@@ -84,16 +155,23 @@ impl Home {
 
     /// The program with arguments, in a clean environment.
     pub fn virga<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I) -> Command {
-        let mut command = Command::new(VIRGA);
+        let cold = all_cold();
+        let mut words = self.within.iter().map(OsStr::new).chain([self.program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap());
         command
-            .args(args)
+            .args(words)
+            .args(args.into_iter().filter(|arg| !cold || arg.as_ref() != "--warm"))
             .env_clear()
             .env("PATH", path())
             .env("HOME", self.path("home"))
             .env("VIRGA_HOME", self.state())
             .env("VIRGA_RUNTIME_DIR", self.path("run"))
+            .env("VIRGA_LXC_PATH", self.path("lxc"))
             .current_dir(self.dir.path())
             .stdin(Stdio::null());
+        if !self.within.is_empty() {
+            command.env("XDG_RUNTIME_DIR", self.path("xdg"));
+        }
         command
     }
 
@@ -139,7 +217,21 @@ impl Home {
                 found.push(format!("{}: {line}", entry.file_name().display()));
             }
         }
+        found.extend(self.keepers().iter().map(|pid| format!("{pid}: a keeper")));
         found
+    }
+
+    /// The processes that wait for the end of this test's sessions; their numbers.
+    pub fn keepers(&self) -> Vec<String> {
+        let mark = self.dir.path().to_str().unwrap();
+        let read = |pid: &str, file| text(&std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default());
+        let of = |pid: &str| read(pid, "cmdline").contains("\0__keep\0") && read(pid, "environ").contains(mark);
+        names(Path::new("/proc")).into_iter().filter(|pid| of(pid)).collect()
+    }
+
+    /// The guests' folders for sockets; what is noted of KVM beside them belongs to none.
+    pub fn sockets(&self) -> Vec<String> {
+        names(&self.path("run")).into_iter().filter(|name| name != "kvm.json").collect()
     }
 
     /// No process, no guest folder, no socket of ours is left.
@@ -147,7 +239,8 @@ impl Home {
     pub fn assert_nothing_left(&self) {
         assert_eq!(self.processes(), Vec::<String>::new(), "processes are left");
         assert_eq!(names(&self.state().join("guests")), Vec::<String>::new(), "guest folders are left");
-        assert_eq!(names(&self.path("run")), Vec::<String>::new(), "sockets are left");
+        assert_eq!(self.sockets(), Vec::<String>::new(), "sockets are left");
+        assert_eq!(names(&self.state().join("sessions")), Vec::<String>::new(), "sessions are left");
     }
 }
 
@@ -162,6 +255,30 @@ impl Drop for Home {
             assert_eq!(self.processes(), Vec::<String>::new(), "the test left processes");
         }
     }
+}
+
+/// With `VIRGA_TEST_COLD=1` every guest boots: what clones save the suite is measured so.
+fn all_cold() -> bool {
+    std::env::var_os("VIRGA_TEST_COLD").is_some()
+}
+
+/// Kills a program: the one that `nsenter` runs, where it is that, which passes no signals on. What the program
+/// itself has started lives on: a guest is not to die with the command that starts it.
+pub fn end(child: &mut Child) {
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap_or_default();
+    if name.trim_end() == "nsenter" {
+        for pid in children(child.id()) {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The processes that this one has started.
+pub fn children(pid: u32) -> Vec<String> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Names in a folder, sorted; an absent folder has none.
@@ -258,8 +375,7 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
+        end(&mut self.server);
     }
 }
 
@@ -276,6 +392,38 @@ pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
 /// Writes a file.
 pub fn write(path: &Path, content: &str) {
     std::fs::File::create(path).unwrap().write_all(content.as_bytes()).unwrap();
+}
+
+/// A root file system with next to nothing in it, as the squashfs `NAME.squashfs` and as `NAME.root.tar.xz`.
+pub fn small_roots(home: &Home, name: &str) -> [PathBuf; 2] {
+    let tree = home.path(&format!("{name}.tree"));
+    for folder in ["etc", "usr/bin", "dev"] {
+        std::fs::create_dir_all(tree.join(folder)).unwrap();
+    }
+    write(&tree.join("etc/motd"), name);
+    std::os::unix::fs::symlink("usr/bin", tree.join("bin")).unwrap();
+    let [squashfs, packed] = ["squashfs", "root.tar.xz"].map(|kind| home.path(&format!("{name}.{kind}")));
+    let text = |path: &Path| path.display().to_string();
+    run("mksquashfs", [&text(&tree), &text(&squashfs), "-noappend", "-no-progress", "-all-root", "-quiet"]);
+    run("tar", ["-C", &text(&tree), "--numeric-owner", "--owner=0", "--group=0", "-cJf", &text(&packed), "."]);
+    [squashfs, packed]
+}
+
+/// A root file system that has folders and a few files alone: its programs are the machine's, mounted at `/usr`.
+pub fn bare_root(home: &Home) -> PathBuf {
+    let tree = home.path("bare.tree");
+    for folder in ["dev", "etc/ssh", "proc", "root", "run", "sys", "tmp", "usr", "var/log", "var/lib"] {
+        std::fs::create_dir_all(tree.join(folder)).unwrap();
+    }
+    for link in ["bin", "sbin", "lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{link}"), tree.join(link)).unwrap();
+    }
+    write(&tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n");
+    write(&tree.join("etc/os-release"), "ID=bare\n");
+    let packed = home.path("bare.root.tar.xz");
+    let [tree, file] = [&tree, &packed].map(|path| path.display().to_string());
+    run("tar", ["-C", &tree, "--numeric-owner", "--owner=0", "--group=0", "-cJf", &file, "."]);
+    packed
 }
 
 /// Says that a test is left out, and why; in CI that is a failure.
@@ -298,6 +446,10 @@ pub fn image() -> &'static PathBuf {
 /// Emulated always: the same on every machine, and KVM may be there without working.
 pub const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"];
 
+/// [`SMALL`] with one processor, for guests that boot at a libvirt daemon: the many slots that it gives them are mapped
+/// anew as they boot, and with a second emulated processor QEMU 10.0 then fails at times ("iotlb_to_section: Assertion").
+pub const SOLO: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "1"];
+
 /// [`SMALL`], warm; for [`Home::warm`].
 pub const WARM: [&str; 7] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2", "--warm"];
 
@@ -305,4 +457,30 @@ pub const WARM: [&str; 7] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"
 #[track_caller]
 pub fn in_guest(home: &Home, name: &str, command: &str) -> String {
     home.ok(["ssh", name, "--", command])
+}
+
+fn now() -> f64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
+}
+
+/// Within a second of ours, asked over a session that stands already: an answer that took long proves nothing and is
+/// asked for again; no answer of a clock that is further off can pass.
+#[track_caller]
+pub fn clock_is_right(home: &Home, name: &str) {
+    let ask = ["ssh", name, "--", "while read -r _; do date +%s.%N; done"];
+    let mut session = home.virga(ask).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut questions = session.stdin.take().unwrap();
+    let mut said = std::io::BufReader::new(session.stdout.take().unwrap()).lines();
+    let mut answers = Vec::new();
+    let right = (0..10).any(|_| {
+        let before = now();
+        questions.write_all(b"\n").unwrap();
+        let clock: f64 = said.next().expect("an answer").unwrap().parse().unwrap();
+        let after = now();
+        answers.push((clock - before, clock - after));
+        after - 1.0 < clock && clock < before + 1.0
+    });
+    drop(questions);
+    session.wait().unwrap();
+    assert!(right, "the clock of {name} is off: {answers:?}");
 }

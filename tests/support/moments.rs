@@ -22,7 +22,6 @@ pub fn killed_after(delay: Duration, command: &mut Command) -> bool {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(delay);
     let hit = child.try_wait().unwrap().is_none();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    super::end(&mut child);
     hit
 }

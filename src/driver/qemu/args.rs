@@ -6,31 +6,34 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use sha2::Digest as _;
 
+use super::{network, system};
 use crate::base::layout::RuntimeFiles;
+use crate::base::name::hex;
 use crate::base::plan::{Disk, DiskFormat, Layer};
-use crate::base::{Error, GuestName, GuestPlan, Result};
+use crate::base::platform::Firmware;
+use crate::base::{Arch, Error, GuestName, GuestPlan, Result};
+use crate::driver::accel::Accelerator;
 use crate::driver::{Begin, CHANNEL};
-
-/// What QEMU runs the guest's instructions with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Accelerator {
-    Kvm,
-    Tcg,
-}
 
 /// System calls that QEMU gives up once it is set up. QEMU forks nothing here:
 /// it is not asked to daemonise, and the network is its own.
 pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// The machine type, and what it need not have.
-pub(super) const MACHINE: &str = "q35,usb=off,vmport=off";
-
 /// The name of the network that the card is at.
 pub(super) const NETDEV: &str = "net0";
 
 /// The node name of the disk that boots; [`root_disk`] finds it again.
-const ROOT: &str = "disk0";
+pub(super) const ROOT: &str = "disk0";
+
+/// How many disks can be attached to a guest as it runs.
+pub(super) const PORTS: usize = 4;
+
+/// The name of a port that a disk can be plugged into.
+pub(super) fn port(number: usize) -> String {
+    format!("port{number}")
+}
 
 /// QEMU's arguments for `plan`.
 ///
@@ -44,24 +47,36 @@ pub(super) fn argv(plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Re
     // Nothing but what stands here: no default devices, no file of the user's.
     args.flag("-nodefaults").flag("-no-user-config");
     memory(plan, begin, &mut args)?;
-    match accel {
-        Accelerator::Kvm => args.add("-accel", "kvm").add("-cpu", "host"),
-        Accelerator::Tcg => args.add("-accel", "tcg,thread=multi").add("-cpu", "max"),
+    let accelerator = match accel {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg,thread=multi",
     };
+    args.add("-accel", accelerator).add("-cpu", system::cpu(plan.arch, accel));
+    flash(plan, &mut args)?;
+    tpm(plan, &run, &mut args)?;
     args.add("-smp", plan.cpus.to_string());
     args.add("-rtc", "base=utc");
-    args.add("-sandbox", SANDBOX);
+    // The helper that plugs into a bridge is another program.
+    let bridged = plan.nics.iter().any(|nic| network::bridge(&nic.network).is_some());
+    args.add("-sandbox", if bridged { SANDBOX.replace("spawn=deny", "spawn=allow") } else { SANDBOX.to_owned() });
     args.add("-msg", "timestamp=on");
     // Only what has a boot index: no waiting for network boot.
     args.add("-boot", "strict=on");
-    // GRUB hangs without any display device; nobody looks at it.
-    args.add("-display", "none").device(json!({"driver": "VGA"}));
-    network(plan, begin, &mut args);
+    args.add("-display", "none").device(system::display(plan.arch));
+    // Nothing listens: it is told where when somebody asks to see the screen.
+    args.add("-vnc", "none");
+    cards(plan, begin, &mut args)?;
     args.device(json!({"driver": "virtio-rng-pci"}));
-    args.device(json!({"driver": "vmgenid", "guid": plan.id.as_str()}));
+    if plan.arch == Arch::Amd64 {
+        args.device(json!({"driver": "vmgenid", "guid": plan.id.as_str()}));
+    }
     disks(plan, &mut args)?;
     consoles(plan, &run, &mut args)?;
     renewal(&run, &mut args)?;
+    // Last, so that they take nobody's place: what is behind a port can come and go.
+    for number in 0..PORTS {
+        args.device(json!({"driver": "pcie-root-port", "id": port(number), "chassis": number + 1}));
+    }
     if matches!(begin, Begin::Empty(_)) {
         args.add("-incoming", "defer");
     }
@@ -108,26 +123,61 @@ impl Args {
 /// QEMU saves what its networks know, the leases of guests among it, by their order. A clone is another
 /// guest and gets the first address only from a network that has never seen one: so there is a second
 /// network that nothing is at, first in all guests but those that become templates.
-fn network(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) {
+fn cards(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) -> Result<()> {
     const SPARE: &str = "user,id=spare,restrict=on";
-    // Port 0: QEMU picks the SSH port and tells it (`info usernet`), so no two guests can race for one.
-    let mut netdev = format!("user,id={NETDEV},restrict=off,hostfwd=tcp:127.0.0.1:0-:22");
-    for forward in &plan.forwards {
-        netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
+    if network::in_user_space(plan) {
+        // Port 0: QEMU picks the SSH port and tells it (`info usernet`), so no two guests can race for one.
+        let mut netdev = format!("user,id={NETDEV},restrict=off,hostfwd=tcp:127.0.0.1:0-:22");
+        for forward in &plan.forwards {
+            netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
+        }
+        let becomes_template = matches!(begin, Begin::BootInto(_));
+        for network in if becomes_template { [&netdev, SPARE] } else { [SPARE, &netdev] } {
+            args.add("-netdev", network);
+        }
     }
-    let becomes_template = matches!(begin, Begin::BootInto(_));
-    for network in if becomes_template { [&netdev, SPARE] } else { [SPARE, &netdev] } {
-        args.add("-netdev", network);
+    for (number, nic) in plan.nics.iter().enumerate() {
+        let (mac, id) = (nic.mac.to_string(), format!("net{number}"));
+        let mut card = json!({"driver": "virtio-net-pci", "netdev": id, "mac": mac, "romfile": ""});
+        if number == 0 {
+            // A fixed slot, so that the card's name in the guest does not change with the number of disks.
+            card["addr"] = json!("0x2");
+        }
+        match network::bridge(&nic.network) {
+            Some(bridge) => {
+                let helper = network::helper()?;
+                args.add("-netdev", format!("bridge,id={id},br={bridge},helper={helper}"));
+            }
+            // The first one stands above.
+            None if number > 0 => {
+                args.add("-netdev", format!("user,id={id},restrict=off"));
+            }
+            None => {}
+        }
+        args.device(card);
     }
-    // A fixed slot, so that the card's name in the guest does not change with the number of disks.
-    let mac = plan.mac.to_string();
-    args.device(json!({"driver": "virtio-net-pci", "netdev": NETDEV, "mac": mac, "romfile": "", "addr": "0x2"}));
+    Ok(())
+}
+
+/// The node name of the disk with this number. Those that come and go are told by what they are.
+pub(super) fn node(number: usize, disk: &Disk) -> String {
+    if number == 0 { ROOT.to_owned() } else { node_name(disk) }
+}
+
+/// A disk as `qemu-img` takes it in place of a file name, for what concerns its own file alone: with its format said,
+/// and without the layers beneath it, which are then not looked at.
+///
+/// # Errors
+/// For a path that is not UTF-8.
+pub(super) fn image(disk: &Disk) -> Result<String> {
+    let file = json!({"driver": "file", "filename": text(&disk.path)?});
+    Ok(format!("json:{}", json!({"driver": disk.format.name(), "file": file, "backing": null})))
 }
 
 fn disks(plan: &GuestPlan, args: &mut Args) -> Result<()> {
     for (number, disk) in plan.disks.iter().enumerate() {
-        let node = if number == 0 { ROOT.to_owned() } else { format!("disk{number}") };
-        args.add("-blockdev", top(disk, &node)?.to_string());
+        let node = node(number, disk);
+        args.add("-blockdev", block_node(disk, &node)?.to_string());
         let mut device = json!({"driver": "virtio-blk-pci", "drive": node});
         if number == 0 {
             device["bootindex"] = json!(1);
@@ -145,8 +195,22 @@ fn disks(plan: &GuestPlan, args: &mut Args) -> Result<()> {
     Ok(())
 }
 
-/// The writable layer. What the guest frees, the host gets back.
-fn top(disk: &Disk, node: &str) -> Result<Value> {
+/// The name of a further disk's node: the same whatever other disks there are.
+pub(super) fn node_name(disk: &Disk) -> String {
+    let digest = sha2::Sha256::digest(disk.path.as_os_str().as_encoded_bytes());
+    format!("disk-{}", hex(&digest[..8]))
+}
+
+/// A disk as a node of this name. What the guest frees, the host gets back.
+///
+/// # Errors
+/// For a path that is not UTF-8.
+pub(super) fn block_node(disk: &Disk, node: &str) -> Result<Value> {
+    if disk.read_only {
+        let mut value = read_only(&Layer { path: disk.path.clone(), format: disk.format }, &disk.chain)?;
+        value["node-name"] = json!(node);
+        return Ok(value);
+    }
     let file = json!({"driver": "file", "filename": text(&disk.path)?, "discard": "unmap"});
     let mut value = json!({"driver": disk.format.name(), "node-name": node, "discard": "unmap", "file": file});
     if disk.format == DiskFormat::Qcow2 {
@@ -194,13 +258,43 @@ fn memory(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) -> Result<()> {
         Begin::BootInto(path) => (path, "share=on"),
         Begin::Empty(Some(path)) => (path, "share=off,readonly=on,rom=off"),
         Begin::Boot | Begin::Empty(None) => {
-            args.add("-machine", MACHINE);
+            args.add("-machine", system::machine(plan));
             return Ok(());
         }
     };
     let path = comma(text(path)?);
     args.add("-object", format!("memory-backend-file,id=pc.ram,size={size}M,mem-path={path},{access}"));
-    args.add("-machine", format!("{MACHINE},memory-backend=pc.ram"));
+    args.add("-machine", format!("{},memory-backend=pc.ram", system::machine(plan)));
+    Ok(())
+}
+
+/// The TPM, at the socket of its own process.
+fn tpm(plan: &GuestPlan, run: &RuntimeFiles, args: &mut Args) -> Result<()> {
+    if !plan.platform.tpm {
+        return Ok(());
+    }
+    args.add("-chardev", format!("socket,id=tpm,path={}", comma(text(&run.tpm())?)));
+    args.add("-tpmdev", "emulator,id=tpm0,chardev=tpm");
+    args.device(json!({"driver": system::tpm(plan.arch), "tpmdev": "tpm0"}));
+    Ok(())
+}
+
+/// The firmware and its variables, as the two chips that [`system::machine`] names.
+fn flash(plan: &GuestPlan, args: &mut Args) -> Result<()> {
+    let Some(flash) = &plan.platform.flash else { return Ok(()) };
+    let node = |name: &str, path: &Path, format: DiskFormat, read_only: bool| -> Result<String> {
+        let file = json!({"driver": "file", "filename": text(path)?, "read-only": read_only});
+        let mut node = json!({"driver": format.name(), "node-name": name, "read-only": read_only, "file": file});
+        if format == DiskFormat::Qcow2 {
+            node["backing"] = Value::Null;
+        }
+        Ok(node.to_string())
+    };
+    args.add("-blockdev", node("firmware", &flash.code, flash.code_format, true)?);
+    args.add("-blockdev", node("variables", &flash.vars, flash.vars_format, false)?);
+    if plan.platform.firmware == Firmware::UefiSecure && plan.arch == Arch::Amd64 {
+        args.add("-global", "driver=cfi.pflash01,property=secure,value=on");
+    }
     Ok(())
 }
 

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use sha2::Digest as _;
 
-use super::args::{self, Accelerator};
-use super::launch;
+use super::{args, system};
 use crate::base::cmd::Cmd;
 use crate::base::name::hex;
-use crate::base::plan::{Disk, InstanceId, Mac};
+use crate::base::nic::{Mac, Nic};
+use crate::base::plan::{Disk, InstanceId};
 use crate::base::{Error, GuestPlan, Result, fs};
 use crate::driver::Begin;
+use crate::driver::accel::{self, Accelerator};
 
 /// How a machine is saved; another word whenever `memory.rs` does it in another way.
 const SHAPE: &str = "memory-file-1";
@@ -22,8 +23,8 @@ const SHAPE: &str = "memory-file-1";
 /// # Errors
 /// [`crate::base::Kind::Unavailable`] without QEMU, or when KVM is demanded and cannot be used.
 pub(super) fn of(plan: &GuestPlan) -> Result<BTreeMap<String, String>> {
-    let (accel, _) = launch::settle(plan.accel)?;
-    let version = Cmd::new(launch::program()?).args(["--version"]).run()?;
+    let (accel, _) = accel::settle(plan)?;
+    let version = Cmd::new(system::program(plan.arch)?).args(["--version"]).run()?;
     let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
     let (accelerator, cpu) = match accel {
         Accelerator::Tcg => ("tcg", "max".to_owned()),
@@ -33,7 +34,7 @@ pub(super) fn of(plan: &GuestPlan) -> Result<BTreeMap<String, String>> {
     let facts = [
         ("qemu", version),
         ("shape", SHAPE.to_owned()),
-        ("machine", args::MACHINE.to_owned()),
+        ("machine", system::machine(plan)),
         ("accelerator", accelerator.to_owned()),
         ("cpu", cpu),
         ("devices", hex(&sha2::Sha256::digest(devices)[..8])),
@@ -44,13 +45,15 @@ pub(super) fn of(plan: &GuestPlan) -> Result<BTreeMap<String, String>> {
 /// The same machine without what makes it this guest.
 fn anyone(plan: &GuestPlan) -> Result<GuestPlan> {
     let nobody = |text: &str| Error::failed(format!("'{text}' should be a name"));
-    let disk = |disk: &Disk| Disk { path: PathBuf::from("/disk"), format: disk.format, chain: Vec::new() };
+    let disk = |disk: &Disk| Disk { path: PathBuf::from("/disk"), chain: Vec::new(), ..disk.clone() };
+    let mac: Mac = "52:54:00:00:00:00".parse()?;
+    let nic = |nic: &Nic| Nic { mac, network: nic.network.clone() };
     Ok(GuestPlan {
         name: "anyone".parse().map_err(|_| nobody("anyone"))?,
         id: InstanceId::try_from("00000000-0000-4000-8000-000000000000".to_owned())?,
         disks: plan.disks.iter().map(disk).collect(),
         seed: plan.seed.as_ref().map(|_| PathBuf::from("/seed")),
-        mac: Mac::try_from("52:54:00:00:00:00".to_owned())?,
+        nics: plan.nics.iter().map(nic).collect(),
         forwards: Vec::new(),
         console_log: PathBuf::from("/console.log"),
         backend_log: PathBuf::from("/backend.log"),

@@ -2,37 +2,23 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::args::{self, Accelerator};
+use super::args;
 use super::qmp::Qmp;
-use super::{kvm, memory, network};
+use super::{memory, network};
 use crate::base::cmd::{self, Cmd, Detached};
 use crate::base::layout::{RuntimeFiles, SOCKET_PATH_MAX};
-use crate::base::plan::Accel;
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestPlan, Kind, Result, fs};
+use crate::driver::accel::Accelerator;
 use crate::driver::{Begin, Saved};
-
-/// The program.
-pub(super) const PROGRAM: &str = "qemu-system-x86_64";
-
-/// What installs it.
-pub(super) const INSTALL_HINT: &str = "install it: 'apt install qemu-system-x86' on Debian and Ubuntu";
 
 /// QEMU needs some 50 ms to be there; much more only on a machine that is drowning.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Where QEMU is.
-///
-/// # Errors
-/// [`Kind::Unavailable`] with how to install it.
-pub(super) fn program() -> Result<PathBuf> {
-    cmd::find(PROGRAM).ok_or_else(|| Error::unavailable(format!("'{PROGRAM}' is not on the PATH")).hint(INSTALL_HINT))
-}
 
 /// Makes the folder for the sockets, with a label that says whose it is. Again is success.
 ///
@@ -59,42 +45,13 @@ pub(super) fn check_length(files: &RuntimeFiles) -> Result<()> {
         .hint("set XDG_RUNTIME_DIR to a folder with a shorter name"))
 }
 
-/// Settles `auto` by looking at KVM now; the second value says why it fell back.
-///
-/// # Errors
-/// [`Kind::Unavailable`] when KVM is demanded and cannot be used.
-pub(super) fn settle(accel: Accel) -> Result<(Accelerator, Option<String>)> {
-    if accel == Accel::Tcg {
-        return Ok((Accelerator::Tcg, None));
-    }
-    let found = kvm::look()?;
-    decide(accel, &found)
-}
-
-pub(super) fn decide(accel: Accel, found: &kvm::Kvm) -> Result<(Accelerator, Option<String>)> {
-    if accel == Accel::Tcg {
-        return Ok((Accelerator::Tcg, None));
-    }
-    if found.usable() {
-        return Ok((Accelerator::Kvm, None));
-    }
-    if accel == Accel::Auto {
-        return Ok((Accelerator::Tcg, Some(format!("{}: using TCG", found.describe()))));
-    }
-    let error = Error::unavailable(found.describe());
-    Err(match found.hint() {
-        Some(hint) if hint.contains("--accel tcg") => error.hint(hint),
-        Some(hint) => error.hint(hint).hint("or do without it: '--accel tcg'"),
-        None => error,
-    })
-}
-
 /// Starts QEMU and returns once its control socket answers, the guest runs (or
-/// waits to be loaded) and every forward stands. On any failure nothing of it is left running.
+/// waits to be loaded) and every forward stands: with the type of the machine that it made. On any failure nothing of
+/// it is left running.
 ///
 /// # Errors
 /// What QEMU said, as far as it can be told better than QEMU does.
-pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Result<()> {
+pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Result<String> {
     let files = RuntimeFiles::new(&plan.runtime);
     clear(&files)?;
     // Made here, so that what the guest says is private whatever the umask.
@@ -103,7 +60,10 @@ pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin
     let mut child = Cmd::new(program).args(args::argv(plan, accel, begin)?).spawn_detached(log)?;
     tracing::debug!(guest = %plan.name, pid = child.pid(), ?accel, "started QEMU");
     let up = answers(plan, &files, &mut child, begin);
-    let Err(error) = up else { return Ok(()) };
+    let error = match up {
+        Ok(machine) => return Ok(machine),
+        Err(error) => error,
+    };
     child.kill();
     if let Err(left) = clear(&files) {
         tracing::warn!(%left, "clearing up after a failed start");
@@ -142,7 +102,7 @@ pub(super) fn clear(files: &RuntimeFiles) -> Result<()> {
     [files.qmp(), files.console(), files.renewal(), files.pid()].iter().try_for_each(|path| fs::remove_file(path))
 }
 
-fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: Begin<'_>) -> Result<()> {
+fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: Begin<'_>) -> Result<String> {
     let deadline = Deadline::after(PATIENCE);
     let connected = poll::until(&deadline, Duration::from_millis(2), || {
         if let Some(status) = child.ended()? {
@@ -157,15 +117,20 @@ fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: 
     let mut qmp = connected.ok_or_else(|| {
         Error::timed_out(format!("QEMU did not come up within {}", humantime::format_duration(PATIENCE)))
     })?;
-    network::assign(plan, network::parse(&qmp.monitor("info usernet")?))?;
+    if network::in_user_space(plan) {
+        network::assign(plan, network::parse(&qmp.monitor("info usernet")?))?;
+    }
+    // "pc-q35-10.0-machine", whatever alias it was asked for by.
+    let machine = qmp.command("qom-get", json!({"path": "/machine", "property": "type"}))?;
+    let machine = machine.as_str().unwrap_or_default().trim_end_matches("-machine").to_owned();
     if let Begin::Empty(_) = begin {
-        return Ok(());
+        return Ok(machine);
     }
     let state = qmp.command("query-status", json!({}))?;
     if state["running"] != true {
         return Err(Error::failed(format!("QEMU holds the guest ({})", state["status"])));
     }
-    Ok(())
+    Ok(machine)
 }
 
 /// What QEMU wrote into its log since `offset`.
@@ -180,6 +145,16 @@ fn words_since(log: &Path, offset: u64) -> String {
     read().unwrap_or_default()
 }
 
+/// How a QEMU ended that did not end in good order.
+pub(super) fn last_words(log: &Path) -> String {
+    const ENOUGH: u64 = 4 << 10;
+    let length = std::fs::metadata(log).map_or(0, |found| found.len());
+    match plain_words(&words_since(log, length.saturating_sub(ENOUGH))) {
+        said if said.is_empty() => "its QEMU was killed, and said nothing".to_owned(),
+        said => format!("its QEMU was killed, or failed; its last words: {said}"),
+    }
+}
+
 fn explain(plan: &GuestPlan, error: Error, said: &str) -> Error {
     let cause = |error: Error| error.because(plain_words(said));
     if said.contains("host forwarding rule") {
@@ -190,11 +165,16 @@ fn explain(plan: &GuestPlan, error: Error, said: &str) -> Error {
     }
     let message = format!("guest '{}' cannot be started: {error}", plan.name);
     if said.contains("Could not access KVM") || said.contains("failed to initialize kvm") {
-        return cause(Error::unavailable(message)).hint("do without KVM: '--accel tcg'");
+        return cause(Error::unavailable(message)).hint("guests that are made with '--accel tcg' do without KVM");
     }
     if said.contains("cannot set up guest memory") || said.contains("Cannot allocate memory") {
         let hint =
             format!("the machine has no room for {} of memory: give the guest less with '--memory'", plan.memory);
+        return cause(Error::unavailable(message)).hint(hint);
+    }
+    if said.contains("bridge helper failed") {
+        let hint = "as root put 'allow NAME' for the bridge into /etc/qemu/bridge.conf; for other users the helper must have \
+                    its rights too: setcap cap_net_admin+ep on qemu-bridge-helper";
         return cause(Error::unavailable(message)).hint(hint);
     }
     if said.contains("lock") && said.contains("Failed to get") {
@@ -206,7 +186,11 @@ fn explain(plan: &GuestPlan, error: Error, said: &str) -> Error {
 
 /// QEMU's last words without time and program name, which stand before each line.
 pub(super) fn plain_words(said: &str) -> String {
-    let lines: Vec<&str> =
-        said.lines().map(|line| line.split_once(&format!("{PROGRAM}: ")).map_or(line, |l| l.1)).collect();
+    let plain = |line: &'_ str| -> usize {
+        // "2026-11-25T17:00:00.000000Z qemu-system-x86_64: "
+        let named = line.split_once("qemu-system-").and_then(|(before, rest)| Some((before.len(), rest.find(": ")?)));
+        named.map_or(0, |(before, name)| before + "qemu-system-".len() + name + 2)
+    };
+    let lines: Vec<&str> = said.lines().map(|line| &line[plain(line)..]).collect();
     cmd::last_words(lines.join("\n").as_bytes())
 }

@@ -34,7 +34,9 @@ pub(super) fn save(socket: &Path, to: &Saved) -> Result<()> {
     drop(fs::create_new(&to.state, 0o600)?);
     let written = prepare(&mut qmp, to).and_then(|()| write(&mut qmp, to));
     if written.is_err() {
-        let undone = run_on(&mut qmp).and_then(|()| fs::remove_file(&to.state));
+        // Over a connection of its own: the other one's time may be what ran out.
+        drop(qmp);
+        let undone = release(socket).and_then(|()| fs::remove_file(&to.state));
         if let Err(trouble) = undone {
             tracing::warn!(%trouble, "letting the guest run on");
         }
@@ -67,7 +69,8 @@ fn run_on(qmp: &mut Qmp) -> Result<()> {
         let state = qmp.command("query-migrate", json!({}))?;
         Ok(matches!(state["status"].as_str(), None | Some("completed" | "failed" | "cancelled" | "none")).then_some(()))
     };
-    poll::until(&Deadline::after(PATIENCE), STEP, over)?;
+    // Ctrl-C may be why this is done: the guest runs on all the same.
+    poll::to_the_end(&Deadline::after(PATIENCE), STEP, over)?;
     qmp.command("cont", json!({})).map(drop)
 }
 

@@ -7,15 +7,22 @@
 //! used: it forks after the sandbox is up, which then may not forbid forking.
 
 mod args;
-mod console;
 mod fingerprint;
-pub mod kvm;
+mod firmware;
 mod launch;
 mod memory;
+mod neighbour;
 mod network;
+mod plug;
 mod probe;
 mod process;
 mod qmp;
+mod screen;
+mod serial;
+mod session;
+mod snapshot;
+mod system;
+mod tpm;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,14 +34,17 @@ use serde_json::json;
 
 use self::process::{Census, Process};
 use self::qmp::Qmp;
+use super::accel::{self, Accelerator};
 use super::{
-    Begin, Boots, Capabilities, Driver, DriverSettings, Finding, Owned, ProbeDepth, Reached, Saved, Started, Status,
-    Stop, Storage,
+    Ability, Away, Begin, Boots, Capabilities, Driver, DriverSettings, Finding, Owned, ProbeDepth, Reached, Saved,
+    SavedIn, SeedIn, Started, Status, Stop, Storage, console,
 };
 use crate::base::layout::RuntimeFiles;
-use crate::base::plan::Forward;
+use crate::base::nic::Network;
+use crate::base::plan::{Daemon, Disk, Forward};
+use crate::base::platform::Firmware;
 use crate::base::poll::Deadline;
-use crate::base::{Arch, Error, GuestPlan, Kind, Layout, Result, fs, interrupt};
+use crate::base::{ByteSize, Error, GuestPlan, Layout, Result, fs, interrupt};
 
 /// For one answer of a QEMU that is not busy: it takes less than a millisecond.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -66,16 +76,32 @@ impl Qemu {
         Qemu { layout, census: Census::default() }
     }
 
+    /// Fails for a guest that cannot be.
+    fn check(plan: &GuestPlan) -> Result<()> {
+        system::check(plan.arch, plan.platform.firmware)?;
+        if plan.disks.is_empty() || plan.cpus == 0 {
+            return Err(Error::usage("a guest needs a disk to boot from and at least one processor"));
+        }
+        network::check(plan)?;
+        // What cannot be said on a command line is found here, before any start.
+        args::argv(plan, Accelerator::Tcg, Begin::Boot)?;
+        if plan.platform.tpm {
+            tpm::program()?;
+        }
+        system::program(plan.arch).map(drop)
+    }
+
     /// Ends every process of the guest: more than one only if something went badly wrong before.
     fn force_off(plan: &GuestPlan) -> Result<()> {
         while let Some(process) = Process::of(plan)? {
             process.end(CLOSING)?;
         }
+        tpm::end(plan)?;
         launch::clear(&RuntimeFiles::new(&plan.runtime))
     }
 
     fn ask(plan: &GuestPlan) -> Result<Option<(u16, Vec<Forward>)>> {
-        if Process::of(plan)?.is_none() {
+        if !network::in_user_space(plan) || Process::of(plan)?.is_none() {
             return Ok(None);
         }
         let mut qmp = Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), ANSWER)?;
@@ -108,33 +134,78 @@ impl Driver for Qemu {
         Capabilities {
             boots: &[Boots::DiskImage],
             storage: Storage::OurPath,
+            seed: SeedIn::Image,
             reached: Reached::LoopbackPort,
             console_log: true,
+            default_network: Network::User,
             memory_snapshots: true,
-            survives_host_reboot: false,
+            saved_in: SavedIn::OurFile,
+            own_clock: true,
+            exec: Ability::No("a machine is entered over SSH"),
+            files: Ability::No("a machine is entered over SSH"),
+            files_when_stopped: Ability::No("a machine is entered over SSH"),
+            publish: Ability::No(
+                "what of its disk makes it that guest cannot be taken out from outside; 'virga clone' copies it",
+            ),
+            export: Ability::No("its disks stand on images of the pool; 'virga stream add' publishes a disk"),
+            folders: Ability::No("a machine has disks: a folder gets there by 'virga cp -r'"),
+            folders_when_running: Ability::No("a machine has disks: a folder gets there by 'virga cp -r'"),
+            ports: Ability::No("its ports are chosen when it starts: 'create --port'"),
+            resize_when_running: Ability::No("what its machine is like is settled when it starts"),
+            daemon_images: Ability::No("its images are virga's"),
+            autostart: Ability::No("it has no service that runs when the host starts"),
         }
+    }
+
+    fn daemon(&self) -> Option<Daemon> {
+        None
     }
 
     fn probe(&self, depth: ProbeDepth) -> Vec<Finding> {
         probe::findings(&self.layout, depth)
     }
 
+    fn complete(&self, plan: &mut GuestPlan) -> Result<()> {
+        system::check(plan.arch, plan.platform.firmware)?;
+        plan.platform.flash = match plan.platform.firmware {
+            Firmware::Bios => None,
+            firmware => {
+                let vars = self.layout.guest_files(&plan.name).firmware_vars();
+                Some(firmware::find(plan.arch, firmware, &vars)?)
+            }
+        };
+        Ok(())
+    }
+
     fn create(&self, plan: &GuestPlan) -> Result<()> {
-        if plan.arch != Arch::Amd64 {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("the qemu driver does not run {} guests yet", plan.arch),
-            )
-            .hint("choose an image with 'arch=amd64'"));
-        }
-        if plan.disks.is_empty() || plan.cpus == 0 {
-            return Err(Error::usage("a guest needs a disk to boot from and at least one processor"));
-        }
-        network::check(plan)?;
-        // What cannot be said on a command line is found here, before any start.
-        args::argv(plan, args::Accelerator::Tcg, Begin::Boot)?;
-        launch::program()?;
+        Self::check(plan)?;
+        plan.platform.flash.iter().try_for_each(firmware::lay_out)?;
         launch::prepare(plan, &self.layout.guest(&plan.name))
+    }
+
+    fn newest_machine(&self, plan: &GuestPlan) -> Result<String> {
+        system::newest_machine(plan.arch)
+    }
+
+    fn duplicate(&self, _from: &GuestPlan, to: &GuestPlan) -> Result<()> {
+        self.create(to)
+    }
+
+    fn reconfigure(&self, _old: &GuestPlan, new: &GuestPlan) -> Result<()> {
+        // The plan is all that there is of a guest that does not run, but for the label.
+        self.create(new)
+    }
+
+    fn shed(&self, _old: &GuestPlan, _new: &GuestPlan) -> Result<()> {
+        Ok(())
+    }
+
+    fn plug(&self, plan: &GuestPlan, disk: &Disk) -> Result<()> {
+        plug::plug(&RuntimeFiles::new(&plan.runtime).qmp(), disk)
+    }
+
+    fn unplug(&self, plan: &GuestPlan, disk: &Disk) -> Result<()> {
+        plug::unplug(&RuntimeFiles::new(&plan.runtime).qmp(), disk)
     }
 
     fn start(&self, plan: &GuestPlan, begin: Begin<'_>) -> Result<Started> {
@@ -145,14 +216,23 @@ impl Driver for Qemu {
             // Its disks and ports are free only once it is gone.
             process.wait(CLOSING);
         }
-        let program = launch::program()?;
+        let program = system::program(plan.arch)?;
+        if let Begin::BootInto(_) = begin {
+            probe::can_make_templates(&program)?;
+        }
+        plan.platform.flash.iter().try_for_each(firmware::lay_out)?;
         // Again: the system empties this folder when it restarts.
         launch::prepare(plan, &self.layout.guest(&plan.name))?;
-        let (accel, note) = launch::settle(plan.accel)?;
+        let (accel, note) = accel::settle(plan)?;
+        let tpm = tpm::start(plan, &self.layout.guest_files(&plan.name).tpm())?;
         let launched = launch::launch(&program, plan, accel, begin);
+        if let (Err(_), Some(mut tpm)) = (&launched, tpm) {
+            tpm.kill();
+            // The error at hand matters more than one from its socket.
+            let _ = tpm::end(plan);
+        }
         self.census.forget();
-        launched?;
-        Ok(Started { notes: note.into_iter().collect() })
+        Ok(Started { notes: note.into_iter().collect(), machine: Some(launched?) })
     }
 
     fn load(&self, plan: &GuestPlan, from: &Saved) -> Result<()> {
@@ -232,12 +312,17 @@ impl Driver for Qemu {
         }
     }
 
-    fn address(&self, _plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {
-        Some(network::GUEST)
+    fn address(&self, plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {
+        network::in_user_space(plan).then_some(network::GUEST)
     }
 
     fn endpoint(&self, plan: &GuestPlan) -> Result<Option<SocketAddr>> {
-        Ok(Self::ask(plan)?.map(|(port, _)| SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+        match plan.nics.first() {
+            Some(nic) if !network::in_user_space(plan) && Process::of(plan)?.is_some() => {
+                Ok(neighbour::address(nic)?.map(|address| SocketAddr::from((address, network::SSH))))
+            }
+            _ => Ok(Self::ask(plan)?.map(|(port, _)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
+        }
     }
 
     fn forwards(&self, plan: &GuestPlan) -> Result<Vec<Forward>> {
@@ -248,7 +333,12 @@ impl Driver for Qemu {
         console::tail(&plan.console_log, lines)
     }
 
-    fn list_owned(&self) -> Result<Vec<Owned>> {
+    fn sweep_images(&self, _: &dyn Fn(&str) -> bool, _: bool, _: Away<'_>) -> Result<Vec<(String, ByteSize)>> {
+        // Guests stand on the pool's own blobs.
+        Ok(Vec::new())
+    }
+
+    fn list_owned(&self, _: Away<'_>) -> Result<Vec<Owned>> {
         let mut owned = Vec::new();
         for (pid, args) in process::scan(|args| self.owner(args).is_some())? {
             owned.extend(self.owner(&args).map(|found| Owned { pid: Some(pid), ..found }));

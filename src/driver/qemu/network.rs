@@ -1,9 +1,18 @@
 //! QEMU's own user network: which host port leads to which port of the guest.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 
+use crate::base::nic::Network;
 use crate::base::plan::Forward;
-use crate::base::{Error, GuestPlan, Result};
+use crate::base::{Error, GuestPlan, Kind, Result};
+
+/// The bridge of libvirt's default network.
+const LIBVIRTS_BRIDGE: &str = "virbr0";
+
+/// Where distributions put it.
+const HELPERS: [&str; 3] =
+    ["/usr/lib/qemu/qemu-bridge-helper", "/usr/libexec/qemu-bridge-helper", "/usr/lib/qemu-bridge-helper"];
 
 /// Port of the guest's SSH server.
 pub(super) const SSH: u16 = 22;
@@ -51,11 +60,59 @@ pub(super) fn assign(plan: &GuestPlan, mut actual: Vec<Forward>) -> Result<(u16,
     Ok((ssh, filled))
 }
 
-/// Two forwards on one host port cannot be.
+/// Whether the guest is reached by ports of the host.
+pub(super) fn in_user_space(plan: &GuestPlan) -> bool {
+    plan.nics.first().is_none_or(|nic| nic.network == Network::User)
+}
+
+/// The bridge that a card is plugged into; `None` for one in user space.
+pub(super) fn bridge(network: &Network) -> Option<&str> {
+    match network {
+        Network::User | Network::Named(_) => None,
+        Network::Nat => Some(LIBVIRTS_BRIDGE),
+        Network::Bridge(name) => Some(name.as_str()),
+    }
+}
+
+/// The program of QEMU's that plugs a guest into a bridge, for users who may not do so themselves.
+pub(super) fn helper() -> Result<&'static str> {
+    let found = HELPERS.into_iter().find(|path| Path::new(path).exists());
+    found.ok_or_else(|| {
+        Error::unavailable("QEMU's program qemu-bridge-helper is not there")
+            .hint("install the package qemu-system-common")
+    })
+}
+
+fn reachable(network: &Network) -> Result<()> {
+    if let Network::Named(_) = network {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("the qemu driver has no '{network}': only libvirt knows it"),
+        )
+        .hint("'--driver libvirt' has it; '--network bridge=NAME' takes its bridge"));
+    }
+    let Some(bridge) = bridge(network) else { return Ok(()) };
+    helper()?;
+    if Path::new("/sys/class/net").join(bridge).join("bridge").exists() {
+        return Ok(());
+    }
+    let error = Error::not_found(format!("there is no bridge '{bridge}'"));
+    Err(match network {
+        Network::Nat => error.hint("it is that of libvirt's network: virsh -c qemu:///system net-start default"),
+        _ => error.hint("'ip link show type bridge' shows those that are there"),
+    })
+}
+
+/// What this driver's networks cannot be: unknown, forwarded to where it has an address, or twice at one host port.
 ///
 /// # Errors
-/// [`crate::base::Kind::Usage`], naming the port.
+/// [`Kind::Unsupported`] naming the network, [`Kind::Usage`] naming the port.
 pub(super) fn check(plan: &GuestPlan) -> Result<()> {
+    plan.nics.iter().try_for_each(|nic| reachable(&nic.network))?;
+    if !in_user_space(plan) && !plan.forwards.is_empty() {
+        return Err(Error::usage("a guest whose first card is on a bridge has its own address: no port is forwarded")
+            .hint("leave '--port' out, or put '--network user' first"));
+    }
     let mut seen = Vec::new();
     for port in plan.forwards.iter().map(|f| f.host).filter(|port| *port != 0) {
         if seen.contains(&port) {

@@ -3,31 +3,48 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{args, kvm, launch};
+use super::{args, launch, system};
 use crate::base::cmd::Cmd;
 use crate::base::layout::RuntimeFiles;
-use crate::base::{Layout, Result};
-use crate::driver::{Finding, Level, ProbeDepth};
+use crate::base::{Arch, Error, Kind, Layout, Result};
+use crate::driver::{Finding, Level, ProbeDepth, kvm};
 
 /// The oldest version that takes `-device` as JSON.
 const OLDEST: (u32, u32) = (6, 2);
 
+/// The oldest version that saves machines for warm starts: it takes a file as the way of a migration.
+const TEMPLATES: (u32, u32) = (8, 2);
+
 /// Looks; see [`crate::driver::Driver::probe`].
 pub(super) fn findings(layout: &Layout, depth: ProbeDepth) -> Vec<Finding> {
     let mut findings = Vec::new();
-    match launch::program() {
+    match system::program(Arch::host()) {
         Ok(path) if depth == ProbeDepth::Full => {
             findings.push(version(&path));
             findings.push(sandbox(&path));
         }
         Ok(path) => findings.push(finding("qemu", Level::Ok, path.display().to_string(), None)),
-        Err(error) => findings.push(finding("qemu", Level::Error, error.to_string(), Some(launch::INSTALL_HINT))),
+        Err(error) => {
+            findings.push(finding("qemu", Level::Error, error.to_string(), Some(system::install_hint(Arch::host()))))
+        }
     }
     findings.push(sockets(layout));
     if depth == ProbeDepth::Full {
         findings.push(accel(kvm::look()));
     }
     findings
+}
+
+/// # Errors
+/// [`Kind::Unsupported`] for a QEMU that is too old to save machines that are loaded many times.
+pub(super) fn can_make_templates(path: &Path) -> Result<()> {
+    let said = Cmd::new(path).arg("--version").timeout(Duration::from_secs(10)).run()?.text();
+    match parse_version(&said) {
+        Some(version) if version < TEMPLATES => {
+            Err(Error::new(Kind::Unsupported, "this QEMU is too old for templates").hint("they need QEMU 8.2 or later"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn version(path: &Path) -> Finding {
@@ -88,7 +105,7 @@ fn accel(found: Result<kvm::Kvm>) -> Finding {
 }
 
 fn finding(check: &str, level: Level, detail: String, hint: Option<&str>) -> Finding {
-    Finding { check: check.into(), level, detail, hint: hint.map(str::to_owned) }
+    Finding { check: check.into(), level, detail, hint: hint.map(str::to_owned), kind: Kind::Unavailable }
 }
 
 #[cfg(test)]

@@ -7,8 +7,12 @@ use std::time::Instant;
 
 use super::*;
 use crate::base::cmd::{Cmd, Detached};
-use crate::base::plan::{Accel, Disk, DiskFormat, InstanceId, Layer, Mac};
-use crate::base::{ByteSize, poll};
+use crate::base::nic::{Mac, Network, Nic};
+use crate::base::plan::{Accel, Disk, DiskFormat, InstanceId, Layer};
+use crate::base::platform::Platform;
+use crate::base::{Arch, ByteSize, Kind, poll};
+
+mod machines;
 
 pub(super) fn plan(name: &str, folder: &Path, runtime: &Path) -> GuestPlan {
     GuestPlan {
@@ -18,32 +22,42 @@ pub(super) fn plan(name: &str, folder: &Path, runtime: &Path) -> GuestPlan {
         memory: ByteSize(128 << 20),
         cpus: 1,
         accel: Accel::Tcg,
-        disks: vec![Disk { path: folder.join("disk.qcow2"), format: DiskFormat::Qcow2, chain: vec![] }],
+        disks: vec![Disk::own(folder.join("disk.qcow2"), ByteSize(64 << 20), vec![])],
         seed: None,
-        mac: Mac::generate().unwrap(),
+        nics: vec![Nic { mac: Mac::generate().unwrap(), network: Network::User }],
         forwards: vec![],
+        host_keys: vec![],
         console_log: folder.join("console.log"),
         backend_log: folder.join("backend.log"),
         runtime: runtime.to_owned(),
+        daemon: None,
+        tuning: crate::base::plan::Tuning::default(),
+        platform: Platform::default(),
+        container: None,
+        volumes: None,
     }
 }
 
 /// A state folder with guests in it; whatever runs is killed when dropped.
-struct Rig {
-    home: tempfile::TempDir,
-    driver: Qemu,
+pub(super) struct Rig {
+    pub(super) home: tempfile::TempDir,
+    pub(super) driver: Qemu,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // A name with all that trips option parsers.
-        let home = tempfile::Builder::new().prefix("a,b \"c' ").tempdir().unwrap();
+        Self::below("a,b \"c' ")
+    }
+
+    fn below(prefix: &str) -> Self {
+        let home = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
         let layout = Layout::new(home.path().join("home"), home.path().join("run")).unwrap();
         Rig { home, driver: Qemu::over(layout) }
     }
 
     /// A guest with an empty disk.
-    fn plan(&self, name: &str) -> GuestPlan {
+    pub(super) fn plan(&self, name: &str) -> GuestPlan {
         let folder = self.driver.layout.guest(&name.parse().unwrap());
         let id = InstanceId::generate().unwrap();
         let plan = GuestPlan { id: id.clone(), ..plan(name, &folder, &self.driver.layout.runtime(id.short())) };
@@ -53,7 +67,7 @@ impl Rig {
     }
 
     /// A guest that says `text` on its console; a `polite` one ends at the power button.
-    fn talking(&self, name: &str, text: &[u8], polite: bool) -> GuestPlan {
+    pub(super) fn talking(&self, name: &str, text: &[u8], polite: bool) -> GuestPlan {
         let mut plan = self.plan(name);
         let path = self.home.path().join(format!("{name}.raw"));
         fs::write_new(&path, &boot_disk(text, polite), 0o400).unwrap();
@@ -61,19 +75,24 @@ impl Rig {
         plan
     }
 
-    fn up(&self, plan: &GuestPlan) {
+    pub(super) fn up(&self, plan: &GuestPlan) {
         self.driver.create(plan).unwrap();
         self.driver.start(plan, Begin::Boot).unwrap();
     }
 
-    fn running(&self) -> Vec<u32> {
-        self.driver.list_owned().unwrap().into_iter().filter_map(|owned| owned.pid).collect()
+    pub(super) fn running(&self) -> Vec<u32> {
+        self.driver
+            .list_owned(&mut |error| panic!("{error}"))
+            .unwrap()
+            .into_iter()
+            .filter_map(|owned| owned.pid)
+            .collect()
     }
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        for owned in self.driver.list_owned().unwrap_or_default() {
+        for owned in self.driver.list_owned(&mut |error| panic!("{error}")).unwrap_or_default() {
             let _ = self.driver.remove_owned(&owned);
         }
     }
@@ -103,7 +122,7 @@ fn boot_disk(text: &[u8], polite: bool) -> Vec<u8> {
     disk
 }
 
-fn eventually(what: &str, mut test: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut test: impl FnMut() -> bool) {
     let deadline = Deadline::after(Duration::from_secs(60));
     let found = poll::until(&deadline, Duration::from_millis(10), || Ok(test().then_some(()))).unwrap();
     assert!(found.is_some(), "never came: {what}");
@@ -183,7 +202,7 @@ fn a_guest_from_start_to_finish() {
     driver.remove(&plan).unwrap();
     driver.remove(&plan).unwrap();
     assert!(!plan.runtime.exists());
-    assert!(driver.list_owned().unwrap().is_empty());
+    assert!(driver.list_owned(&mut |error| panic!("{error}")).unwrap().is_empty());
     driver.start(&plan, Begin::Boot).unwrap();
     assert!(plan.runtime.exists(), "the folder of sockets comes back as after a restart of the host");
 }
@@ -295,7 +314,7 @@ fn two_guests_share_a_layer_and_stay_apart() {
     rig.driver.remove(&one).unwrap();
     assert_eq!(rig.driver.status(&two).unwrap(), Status::Running);
     assert_eq!(rig.driver.status(&one).unwrap(), Status::Stopped);
-    let owned = rig.driver.list_owned().unwrap();
+    let owned = rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap();
     assert_eq!(owned.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["two"]);
 }
 
@@ -364,12 +383,12 @@ fn a_guest_without_any_of_its_files_is_still_found() {
     fs::remove_dir_all(&plan.runtime).unwrap();
     fs::remove_dir_all(&rig.driver.layout.guest(&plan.name)).unwrap();
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
-    let owned = rig.driver.list_owned().unwrap();
+    let owned = rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap();
     assert_eq!(owned.len(), 1);
     assert_eq!(owned[0].name, plan.name);
     rig.driver.remove_owned(&owned[0]).unwrap();
     rig.driver.remove_owned(&owned[0]).unwrap();
-    assert!(rig.driver.list_owned().unwrap().is_empty());
+    assert!(rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap().is_empty());
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Stopped);
 }
 
@@ -380,7 +399,7 @@ fn a_folder_without_a_process_is_found_and_only_ours_are_removed() {
     rig.driver.create(&plan).unwrap();
     let foreign = rig.driver.layout.runtime("foreign");
     fs::create_private_dir(&foreign).unwrap();
-    let owned = rig.driver.list_owned().unwrap();
+    let owned = rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap();
     assert_eq!(owned.len(), 1);
     assert_eq!((owned[0].pid, owned[0].runtime.as_ref()), (None, Some(&plan.runtime)));
     rig.driver.remove_owned(&Owned { runtime: Some(foreign.clone()), ..owned[0].clone() }).unwrap();
@@ -389,8 +408,8 @@ fn a_folder_without_a_process_is_found_and_only_ours_are_removed() {
     // Another state folder's guests are not ours.
     let other = Qemu::over(Layout::new(rig.home.path().join("other"), rig.home.path().join("run")).unwrap());
     rig.up(&plan);
-    assert!(other.list_owned().unwrap().is_empty());
-    assert_eq!(rig.driver.list_owned().unwrap().len(), 1);
+    assert!(other.list_owned(&mut |error| panic!("{error}")).unwrap().is_empty());
+    assert_eq!(rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap().len(), 1);
 }
 
 #[test]
@@ -480,15 +499,14 @@ fn a_busy_control_socket_does_not_hide_that_a_guest_lives() {
 
 #[test]
 fn auto_falls_back_with_a_reason_and_kvm_does_not() {
-    use super::args::Accelerator;
-    use super::kvm::Kvm;
-    let emulated = Kvm::Emulated { micros: 100_000 };
-    let (accel, note) = launch::decide(Accel::Auto, &emulated).unwrap();
+    use crate::driver::kvm::Kvm;
+    let emulated = Kvm::Emulated { micros: 10_000 };
+    let (accel, note) = accel::decide(Accel::Auto, &emulated).unwrap();
     assert_eq!(accel, Accelerator::Tcg);
     assert_eq!(note.unwrap(), "KVM is there but runs code 2000 times too slowly (emulated): using TCG");
-    assert_eq!(launch::decide(Accel::Auto, &Kvm::Fast { micros: 50 }).unwrap(), (Accelerator::Kvm, None));
+    assert_eq!(accel::decide(Accel::Auto, &Kvm::Fast { micros: 50 }).unwrap(), (Accelerator::Kvm, None));
     for bad in [emulated, Kvm::Absent, Kvm::Denied, Kvm::Broken { reason: "x".into() }] {
-        let error = launch::decide(Accel::Kvm, &bad).unwrap_err();
+        let error = accel::decide(Accel::Kvm, &bad).unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.hints().iter().any(|hint| hint.contains("--accel tcg")), "{bad:?}");
     }

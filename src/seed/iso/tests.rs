@@ -54,6 +54,11 @@ fn every_reader_sees_the_names_and_contents() {
     for (name, content) in SEED {
         assert_eq!(fs::read(&out.join(name), 1 << 20).unwrap(), content, "{name}");
     }
+    let ours = read_iso(&fs::read(image.as_ref(), 1 << 20).unwrap()).unwrap();
+    let ours: Vec<(&str, &[u8])> = ours.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let mut expected = SEED.to_vec();
+    expected.sort_unstable();
+    assert_eq!(ours, expected);
 }
 
 #[test]

@@ -1,4 +1,3 @@
-use std::io::Write as _;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,6 +97,24 @@ fn early_connections_that_hang_do_not_delay() {
     probe(addr, 10_000).unwrap();
     let late = up.elapsed();
     assert!(late < Duration::from_millis(200), "{late:?} after the guest was ready");
+}
+
+/// What a real client begins with is sent once, and then the server that waited for it answers.
+#[test]
+fn a_way_that_waits_for_the_clients_first_word_gets_it() {
+    let addr = server(|_, mut stream| {
+        let mut word = [0; 8];
+        stream.read_exact(&mut word).unwrap();
+        assert_eq!(word, *GREETING);
+        say(stream, LINE)
+    });
+    assert!(tick_until_answered(addr).greeted);
+    assert!(!tick_until_answered(server(|_, stream| say(stream, LINE))).greeted, "who speaks first is not spoken to");
+}
+
+fn tick_until_answered(addr: SocketAddr) -> Answered {
+    let mut prober = Prober::new(addr);
+    poll::until(&Deadline::after(Duration::from_secs(5)), TICK, || prober.tick()).unwrap().unwrap()
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use std::os::unix::process::ExitStatusExt as _;
+
 use super::*;
 use crate::base::fs;
 use crate::ssh::keys::HostKeys;
@@ -27,6 +29,19 @@ fn a_command_gets_its_input_and_gives_output_and_exit_code() {
     assert!(!words.contains("OpenSSH"), "never taken for an option of ssh itself: {words}");
     let output = run(&target(&sshd), &["kill -9 $$"], b"", LIMIT).unwrap();
     assert_eq!(exit_code(output.status), 255, "the channel has no exit code then");
+}
+
+#[test]
+fn what_is_asked_for_comes_when_it_is_asked_for() {
+    let sshd = Sshd::start();
+    let now = || Ok(format!("{}\n", std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos()).into_bytes());
+    let command = "sleep 0.3; date +%s%N; echo cue; read -r late; echo $late";
+    let output = run_fresh(&target(&sshd), command, "cue", now, LIMIT).unwrap();
+    let times: Vec<u128> =
+        output.text().lines().filter(|line| *line != "cue").map(|line| line.parse().unwrap()).collect();
+    assert!(times[0] < times[1], "{times:?}");
+    let output = run_fresh(&target(&sshd), "exit 3", "cue", now, LIMIT).unwrap();
+    assert_eq!(exit_code(output.status), 3, "one that asks for nothing ends all the same");
 }
 
 #[test]

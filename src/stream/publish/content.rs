@@ -65,6 +65,11 @@ pub(super) fn sum(file: &mut File, path: &Path, mut each: impl FnMut(&[u8]) -> R
 }
 
 impl Content {
+    /// Where it lies until then.
+    pub(super) fn file(&self) -> &Path {
+        self.temporary.path()
+    }
+
     /// Puts the file in its place, durably; `false` when one lay there, whose
     /// content is the same because the path names it.
     pub(super) fn keep(self, dir: &Path, path: &RelPath) -> Result<bool> {

@@ -50,7 +50,7 @@ impl Fixture {
         act(Publisher { dir: &dir, sign, check, now: self.now })
     }
 
-    fn request(&self, content: &str, attributes: &[(&str, &str)]) -> AddRequest {
+    pub(super) fn request(&self, content: &str, attributes: &[(&str, &str)]) -> AddRequest {
         let file = self.folder.path().join("image.qcow2");
         fs::write_atomic(&file, content.as_bytes(), 0o600).unwrap();
         let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
@@ -62,6 +62,7 @@ impl Fixture {
             ftype: DEFAULT_FTYPE.into(),
             attributes: attributes.iter().map(own).collect(),
             facts: Some(Facts { format: DiskFormat::Qcow2, virtual_size: ByteSize(ByteSize::GIB) }),
+            metadata: None,
         }
     }
 
@@ -249,13 +250,15 @@ fn verify_sees_every_kind_of_damage() {
 fn a_change_starts_from_what_verifies_and_mends_the_rest() {
     let fixture = Fixture::new(Some(&KEY));
     fixture.add("one", &NOBLE).unwrap();
-    // As after a crash between the forms, with a temporary file left.
+    // As after a crash between the forms, with temporary files left.
     fs::write_atomic(&fixture.path(&doc("json")), b"{\"torn\":1}", 0o644).unwrap();
-    fs::write_atomic(&fixture.path("streams/v1/.virga-tmp-x"), b"", 0o644).unwrap();
+    let left = ["", "images/", "streams/v1/"].map(|folder| fixture.path(&format!("{folder}.virga-tmp-x")));
+    left.iter().for_each(|path| fs::write_atomic(path, b"", 0o644).unwrap());
     fs::remove_file(&fixture.path("streams/v1/index.sjson")).unwrap();
     fixture.add("two", &NOBLE).unwrap();
     let report = fixture.publisher(|p| p.verify()).unwrap().into_result().unwrap();
     assert_eq!(report.items, 2);
+    assert!(!left.iter().any(|path| path.exists()), "a temporary file is left");
 
     fs::write_atomic(&fixture.path(&doc("sjson")), b"signed by another\n{}", 0o644).unwrap();
     assert_eq!(fixture.add("three", &NOBLE).unwrap_err().kind(), Kind::Refused);

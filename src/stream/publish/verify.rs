@@ -1,12 +1,12 @@
 //! Checking a whole stream.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use sha2::Digest as _;
 
 use super::document::{INDEX, LIMIT, plain_documents, signed_form};
-use super::{Check, KEYRING, OWN_PREFIX, content};
+use super::{Check, KEYRING, OWN_PREFIX, content, pair};
 use crate::base::name::hex;
 use crate::base::{Context as _, DigestAlgorithm, Error, Kind, RelPath, Result, fs};
 use crate::stream::filter::Filters;
@@ -36,12 +36,24 @@ struct Verifier<'a> {
     known: BTreeSet<String>,
     /// Files hashed already: items may share one.
     summed: BTreeSet<RelPath>,
+    /// Of these, the ones that are what the stream says.
+    sound: BTreeSet<RelPath>,
+    /// SHA-256 of metadata and root together, by their paths: several documents may list them.
+    joined: BTreeMap<[RelPath; 2], String>,
 }
 
 pub(super) fn run(dir: &Path, check: Option<&dyn Check>) -> Result<Report> {
     let signed = dir.join(super::document::SIGNED_INDEX).exists();
     let report = Report { signed, ..Report::default() };
-    let mut verifier = Verifier { dir, check, report, known: BTreeSet::new(), summed: BTreeSet::new() };
+    let mut verifier = Verifier {
+        dir,
+        check,
+        report,
+        known: BTreeSet::new(),
+        summed: BTreeSet::new(),
+        sound: BTreeSet::new(),
+        joined: BTreeMap::new(),
+    };
     verifier.index()?;
     verifier.extra()?;
     Ok(verifier.report)
@@ -148,7 +160,30 @@ impl Verifier<'_> {
                 self.problem(format!("'{what}' and its signed form differ"));
             }
         }
-        items.iter().try_for_each(|item| self.file(item))
+        items.iter().try_for_each(|item| self.file(item))?;
+        pair::announced(&items).try_for_each(|(metadata, root, sum)| self.pair(metadata, root, &sum))
+    }
+
+    /// That metadata and root have the fingerprint that the stream announces.
+    fn pair(&mut self, metadata: &Item, root: &Item, announced: &str) -> Result<()> {
+        let (Some(first), Some(second)) = (&metadata.path, &root.path) else { return Ok(()) };
+        // What is wrong with a file by itself is told of already.
+        if ![first, second].iter().all(|path| self.sound.contains(path)) {
+            return Ok(());
+        }
+        let paths = [first.clone(), second.clone()];
+        let sum = match self.joined.get(&paths) {
+            Some(sum) => sum.clone(),
+            None => {
+                let sum = pair::joined([first, second].map(|path| self.dir.join(path.as_str())))?;
+                self.joined.insert(paths, sum.clone());
+                sum
+            }
+        };
+        if sum != announced {
+            self.problem(format!("'{first}' and '{second}' do not have the fingerprint that the stream announces"));
+        }
+        Ok(())
     }
 
     fn file(&mut self, item: &Item) -> Result<()> {
@@ -175,6 +210,8 @@ impl Verifier<'_> {
             self.problem(format!("'{path}' has other content than its SHA-256 says"));
         } else if sha512.is_some_and(|hash| hex(&hash.finalize()) != digest.hex()) {
             self.problem(format!("'{path}' has other content than its SHA-512 says"));
+        } else {
+            self.sound.insert(path.clone());
         }
         Ok(())
     }

@@ -3,6 +3,10 @@ use std::path::PathBuf;
 use super::super::tests::plan;
 use super::*;
 use crate::base::plan::Forward;
+use crate::driver::accel::Accelerator;
+
+/// What an ordinary guest is.
+const MACHINE: &str = "q35,usb=off,vmport=off";
 
 fn hostile() -> PathBuf {
     PathBuf::from("/a,b/c\"d' e\\f,file=/etc/passwd")

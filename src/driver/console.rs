@@ -23,9 +23,14 @@ pub(super) fn tail(log: &Path, count: usize) -> Result<Vec<String>> {
         .and_then(|size| file.seek(SeekFrom::Start(size.saturating_sub(TAIL))))
         .and_then(|_| file.take(TAIL).read_to_end(&mut bytes))
         .map_err(|error| fs::explain(error, "reading", log))?;
-    let text = plain(&String::from_utf8_lossy(&bytes));
+    Ok(last(&String::from_utf8_lossy(&bytes), count))
+}
+
+/// The last lines of what a console showed, escape sequences removed.
+pub(super) fn last(text: &str, count: usize) -> Vec<String> {
+    let text = plain(text);
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    Ok(lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect())
+    lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect()
 }
 
 /// `text` without escape sequences (ECMA-48) and control characters. Where the
