@@ -9,8 +9,8 @@ keys, and only then do the others run again and gets the network card its new
 address. The host plugs the cable in when it hears that all is done.
 
 It lives in /run and leaves nothing behind in the clone. Both ways one JSON
-object on one line: out {"ready": …}, in the orders, out {"renewed": …}; or out
-{"failed": why} at any time.
+object on one line: out {"ready": …}, in the orders, out {"asks": "time"} and in
+{"time": …}, out {"renewed": …}; or out {"failed": why} at any time.
 """
 
 import base64
@@ -272,6 +272,20 @@ def reseed(entropy):
         return hashlib.sha256(device.read(4096)).hexdigest()
 
 
+def set_clock(channel):
+    """Asks for the time and sets it. The answer is of some moment between asking and hearing, so the clock is off by half
+    of that at the most. Returns that, in seconds."""
+    for _ in range(5):
+        asked = time.monotonic()
+        os.write(channel, b'{"asks": "time"}\n')
+        told = json.loads(line_from(channel))["time"]
+        took = time.monotonic() - asked
+        time.clock_settime(time.CLOCK_REALTIME, told + took / 2)
+        if took < 0.2:
+            break
+    return took / 2
+
+
 def server_keys(orders):
     for key in orders["host_keys"]:
         path = "/etc/ssh/ssh_host_%s_key" % key["kind"]
@@ -404,7 +418,7 @@ def main():
 
         orders = json.loads(line_from(channel))
         drawn = reseed(base64.b64decode(orders["entropy"]))
-        time.clock_settime(time.CLOCK_REALTIME, orders["time"])
+        clock = set_clock(channel)
         # Each that is waited for goes on as soon as all that it reads is there.
         socket.sethostname(orders["hostname"])
         server_keys(orders)
@@ -420,7 +434,7 @@ def main():
         names_and_logins(orders, old)
         os.kill(-1, signal.SIGCONT)
         network_card(old["card"], name, orders["address"])
-        os.write(channel, json.dumps({"renewed": {"drawn": drawn}}).encode() + b"\n")
+        os.write(channel, json.dumps({"renewed": {"drawn": drawn, "clock": clock}}).encode() + b"\n")
         os.close(channel)
         channel = None
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

@@ -139,7 +139,7 @@ fn only_who_is_trusted(home: &Home) {
     assert_eq!(names(&home.state().join("guests")), ["far", "free", "near"]);
 }
 
-/// The member that was asked dies while another one works: what goes on there is followed to its end.
+/// The member that was asked dies while another one works: what goes on there is followed to its end, be it good or bad.
 fn the_way_there_is_lost(home: &Home, cluster: &Cluster) {
     let making = begun(home, &made("lost", "incus://m1", &["--target", "m2", "release=large"]));
     wait_for("the operation", Duration::from_secs(60), || {
@@ -147,10 +147,18 @@ fn the_way_there_is_lost(home: &Home, cluster: &Cluster) {
     });
     cluster.kill(1);
     let said = making.wait_with_output().unwrap();
-    assert!(said.status.success(), "{}", text(&said.stderr));
     cluster.whole();
-    assert!(cluster.instances(1).contains(&("lost".into(), "m2".into())));
-    home.ok(["destroy", "lost"]);
+    let there = cluster.instances(1).contains(&("lost".into(), "m2".into()));
+    if said.status.success() {
+        assert!(there);
+        home.ok(["destroy", "lost"]);
+    } else {
+        // The dead member led the daemons' database. Where it died within a transaction, the other one repeats it and
+        // fails by its own first try ("UNIQUE constraint failed"): that is told, and taken back.
+        let words = text(&said.stderr);
+        assert!(words.contains("error: making the guest 'lost'") && words.contains("caused by: "), "{words}");
+        assert!(!there && !names(&home.state().join("guests")).contains(&"lost".into()), "{words}");
+    }
 }
 
 /// What is there is unknown and not lost; what is elsewhere works; it says which member it is.

@@ -8,10 +8,11 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
-use support::{Home, WARM, image, in_guest, names, run, sha256, text, wait_for};
+use support::{Home, LONG, WARM, clock_is_right, image, in_guest, names, run, sha256, text, wait_for};
 
 /// Not the machine of all other tests: it is another template.
 const OTHER: [&str; 8] = ["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"];
@@ -45,7 +46,7 @@ fn a_killed_template_is_none() {
         let halfway = names(&guests).first().is_some_and(|name| guests.join(name).join("template/state").exists());
         halfway || child.try_wait().unwrap().is_some()
     };
-    wait_for("the moment when it is saved", Duration::from_secs(300), saving);
+    wait_for("the moment when it is saved", LONG, saving);
     let (seed, delay) = moments.next(Duration::from_millis(300));
     std::thread::sleep(delay);
     child.kill().unwrap();
@@ -132,7 +133,7 @@ fn a_killed_clone_is_none() {
                     assert!(error.contains("virga destroy clone"), "{error}, seed {seed}");
                 }
             } else {
-                home.ok(["wait", "clone", "--timeout", "1m"]);
+                home.ok(["wait", "clone", "--timeout", "20m"]);
                 assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n", "after {delay:?}, seed {seed}");
             }
             home.ok(["destroy", "clone"]);
@@ -150,11 +151,17 @@ fn a_killed_clone_is_none() {
 fn a_killed_save_or_start_loses_nothing() {
     let home = Home::with_key().warm();
     home.ok(create_args("guest"));
-    home.ok(["wait", "guest", "--timeout", "1m"]);
+    home.ok(["wait", "guest", "--timeout", "20m"]);
     in_guest(&home, "guest", "echo here >/dev/shm/note");
     let ask = "cat /proc/sys/kernel/random/boot_id /dev/shm/note";
     let before = in_guest(&home, "guest", ask);
 
+    // As long as each takes here and now, with something on top: the end is to be hit too.
+    let whole = ["save", "start"].map(|command| {
+        let start = Instant::now();
+        home.ok([command, "guest"]);
+        start.elapsed().mul_f64(1.2)
+    });
     let (mut hits, mut kills, mut moments) = ([0, 0], 0, Moments::new());
     // What repairs is the other half of the test: whatever comes next, nothing is lost.
     let repairs = ["start", "save", "save", "start"];
@@ -163,7 +170,7 @@ fn a_killed_save_or_start_loses_nothing() {
         let command = ["save", "start"][which];
         // From the other state each time.
         home.ok([["start", "save"][which], "guest"]);
-        let (seed, delay) = moments.next(Duration::from_millis(500));
+        let (seed, delay) = moments.next(whole[which]);
         hits[which] += usize::from(killed_after(delay, &mut home.virga([command, "guest"])));
         let repair = repairs[kills % repairs.len()];
         let what = format!("{command} killed after {delay:?}, then {repair}, seed {seed}");
@@ -178,25 +185,84 @@ fn a_killed_save_or_start_loses_nothing() {
         assert!(kills < 60, "only {hits:?} of {kills} kills hit a command at work");
     }
 
-    // Ctrl-C lets it run on, and takes back what was written.
-    let folder = home.state().join("guests/guest");
-    let mut child = home.virga(["save", "guest"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    wait_for("the file", Duration::from_secs(30), || folder.join("saved.new").exists());
-    run("kill", ["-INT", &child.id().to_string()]);
-    wait_for("the end of save", Duration::from_secs(30), || child.try_wait().unwrap().is_some());
-    let output = child.wait_with_output().unwrap();
-    match output.status.code() {
-        Some(130) => {
-            assert_eq!(names(&folder).iter().filter(|name| name.starts_with("saved.n")).count(), 0);
-            assert_eq!(in_guest(&home, "guest", ask), before);
-        }
-        // It was quicker.
-        Some(0) => {
-            home.ok(["start", "guest"]);
-        }
-        other => panic!("{other:?}: {}", text(&output.stderr)),
-    }
+    interrupted_as_it_saves(&home, &before);
     assert_eq!(in_guest(&home, "guest", ask), before);
+    home.ok(["destroy", "guest"]);
+    home.assert_nothing_left();
+}
+
+/// Sends the one QEMU of a test a signal. Stopped, it stands for one on a machine that has no time for it.
+fn signal(home: &Home, signal: &str) {
+    let qemu = home.processes().into_iter().find(|line| line.contains("qemu-system")).unwrap();
+    run("kill", [signal, qemu.split(':').next().unwrap()]);
+}
+
+fn state(home: &Home) -> String {
+    home.json(["list"])[0]["state"].as_str().unwrap().to_owned()
+}
+
+/// Ctrl-C in the midst of a save lets the guest run on, and takes back what was written.
+fn interrupted_as_it_saves(home: &Home, before: &str) {
+    let folder = home.state().join("guests/guest");
+    for _ in 0..20 {
+        let mut child = home.virga(["save", "guest"]).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the file", LONG, || folder.join("saved.new").exists() || child.try_wait().unwrap().is_some());
+        // However quick the machine is, the signal comes before the end.
+        let qemu = home.processes().into_iter().any(|line| line.contains("qemu-system"));
+        if qemu && child.try_wait().unwrap().is_none() {
+            signal(home, "-STOP");
+            run("kill", ["-INT", &child.id().to_string()]);
+            signal(home, "-CONT");
+        }
+        wait_for("the end of save", LONG, || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        match output.status.code() {
+            Some(130) => {
+                assert_eq!(state(home), "running", "{}", text(&output.stderr));
+                assert_eq!(names(&folder).iter().filter(|name| name.starts_with("saved.n")).count(), 0);
+                assert_eq!(in_guest(home, "guest", "cat /proc/sys/kernel/random/boot_id /dev/shm/note"), before);
+                return;
+            }
+            // It was through with what can be interrupted.
+            Some(0) => drop(home.ok(["start", "guest"])),
+            other => panic!("{other:?}: {}", text(&output.stderr)),
+        }
+    }
+    panic!("no Ctrl-C of twenty came as it was saved");
+}
+
+/// A QEMU that answers late is neither running nor held until it has said so, and what is done then is done to what it
+/// said: a guest that is held goes on, however long the answer takes.
+#[test]
+fn a_late_answer_is_waited_for() {
+    let home = Home::with_key().warm();
+    home.ok(create_args("guest").chain(["--wait", "--timeout", "20m"]));
+    let late = |command: &[&str]| {
+        signal(&home, "-STOP");
+        assert_eq!(state(&home), "busy", "no answer was taken for one");
+        let child = home.virga(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Meanwhile it asks.
+        assert_eq!(state(&home), "busy");
+        signal(&home, "-CONT");
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    home.ok(["suspend", "guest"]);
+    let error = home.fails(1, ["wait", "guest", "--timeout", "1h"]);
+    assert!(error.contains("suspended") && error.contains("virga resume guest"), "{error}");
+    let (code, error) = late(&["ssh", "guest", "--", "true"]);
+    assert!(code == Some(1) && error.contains("suspended"), "{error}");
+    let (code, error) = late(&["start", "guest"]);
+    assert_eq!((code, state(&home).as_str()), (Some(0), "running"), "{error}");
+    clock_is_right(&home, "guest");
+    let (code, error) = late(&["save", "guest"]);
+    assert_eq!((code, state(&home).as_str()), (Some(0), "saved"), "{error}");
+    home.ok(["start", "guest"]);
+    clock_is_right(&home, "guest");
+    // Nothing is asked of one that is to be ended.
+    signal(&home, "-STOP");
+    home.ok(["stop", "--force", "guest"]);
+    assert_eq!(state(&home), "stopped");
     home.ok(["destroy", "guest"]);
     home.assert_nothing_left();
 }

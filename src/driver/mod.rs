@@ -151,7 +151,8 @@ pub trait Driver: Session + Content + fmt::Debug + Send + Sync {
     /// What the backend said; the guest is to be stopped then.
     fn load(&self, plan: &GuestPlan, from: &Saved) -> Result<()>;
 
-    /// Lets a guest run that is held; one that runs is left alone. A save that goes on is given up.
+    /// Lets a guest run that is held; one that runs is left alone. A save that goes on is given up. Returns once the
+    /// backend says that the guest runs.
     ///
     /// # Errors
     /// When the backend does not answer, or the guest does not run at all.
@@ -197,11 +198,18 @@ pub trait Driver: Session + Content + fmt::Debug + Send + Sync {
     /// When something of it cannot be removed.
     fn remove(&self, plan: &GuestPlan) -> Result<()>;
 
-    /// Asks the backend, never our own files.
+    /// Asks the backend, never our own files, and waits for its answer: whoever acts on it can rely on it.
     ///
     /// # Errors
-    /// When the backend does not answer.
+    /// When the backend does not answer in minutes.
     fn status(&self, plan: &GuestPlan) -> Result<Status>;
+
+    /// As [`status`](Self::status) for who only looks, at many guests perhaps: `None` for one that lives and is too
+    /// busy to say more at once.
+    ///
+    /// # Errors
+    /// When the backend is not there.
+    fn glance(&self, plan: &GuestPlan) -> Result<Option<Status>>;
 
     /// The IPv4 address and network mask that the guest will be given by DHCP, where that is
     /// certain before it asks; no I/O. A clone takes it at once.

@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{Env, change, list, machine, ssh};
 use crate::base::layout::GuestFiles;
 use crate::base::plan::difference;
 use crate::base::poll::{self, Deadline};
 use crate::base::undo::Undo;
-use crate::base::{Context as _, Error, GuestName, GuestPlan, Kind, Result, fs};
+use crate::base::{Error, GuestName, GuestPlan, Kind, Result, fs};
 use crate::driver::{Autostart, Begin, Driver, Saved, SavedIn, Status, Stop};
 use crate::guest::{self, Record};
-use crate::ssh::session;
+use crate::ssh::clock;
 
-/// For setting a resumed guest's clock: it answers at once, or something is wrong.
-const CLOCK: Duration = Duration::from_secs(20);
+/// Until setting a guest's clock is given up, with a warning: one that was held may take a while to find itself.
+const CLOCK: Duration = Duration::from_secs(120);
+
+/// How often a guest may refuse that, twice a second at the most: one without `sudo` is not bothered longer.
+const REFUSALS: usize = 10;
 
 /// Starts a guest; one that runs is left alone. Returns whether it had to be started.
 /// With `autostart`, says before that whether it starts with its host from now on.
@@ -174,27 +177,31 @@ fn set_clock(env: Env<'_>, record: &Record) -> Result<()> {
     let deadline = Deadline::after(CLOCK);
     let driver = env.driver(record.driver);
     let login = ssh::login(env, record, None);
-    let address = poll::until(&deadline, Duration::from_millis(50), || driver.endpoint(&record.plan))?;
-    let address = address.ok_or_else(|| Error::timed_out("it has no address"))?;
-    let target = login.at(address);
-    let now = || {
-        let now = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?;
-        Ok(format!("{:.3}\n", now.as_secs_f64()).into_bytes())
-    };
-    let command = "sudo -n sh -c 'echo ready; read now; date --utc --set=@$now'";
-    let set = poll::until(&deadline, Duration::from_millis(100), || {
-        let output = match session::run_fresh(&target, command, "ready", now, deadline.left()) {
-            Err(error) if error.kind() == Kind::TimedOut => return Ok(None),
-            output => output?,
+    let mut last = Error::timed_out("it has no address");
+    let mut refusals = 0;
+    let set = poll::until(&deadline, Duration::from_millis(500), || {
+        let set = match driver.endpoint(&record.plan) {
+            Ok(Some(address)) => clock::set(&login.at(address), &deadline),
+            Ok(None) => return Ok(None),
+            Err(error) => Err(error),
         };
-        match output.status.code() {
-            Some(0) => Ok(Some(())),
-            // A bridge lets nothing through for a moment after a guest was plugged in.
-            Some(session::CHANNEL_FAILED) => Ok(None),
-            _ => Err(Error::failed("it refused the command 'sudo date'")),
+        match set {
+            // As it wakes, much fails that works a moment later: a bridge lets nothing through, a login breaks off.
+            Err(error) if error.kind() == Kind::TimedOut || (error.kind() == Kind::Failed && refusals < REFUSALS) => {
+                refusals += usize::from(error.kind() == Kind::Failed);
+                last = error;
+                Ok(None)
+            }
+            set => set.map(Some),
         }
     })?;
-    set.ok_or_else(|| Error::timed_out("it does not answer over SSH"))
+    match set {
+        Some(bound) => {
+            tracing::debug!(guest = %record.name(), ?bound, "set the clock");
+            Ok(())
+        }
+        None => Err(last),
+    }
 }
 
 /// Saves a running guest with its memory and ends it; one that is saved is left
@@ -265,7 +272,11 @@ pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     if how == Stop::Force {
         [&file, &files.saved_by()].into_iter().try_for_each(|path| fs::remove_file(path))?;
     }
-    let status = status(env, driver.as_ref(), plan)?;
+    let status = match how {
+        // A backend that does not answer is one of the reasons to end a guest by force.
+        Stop::Force => driver.glance(plan)?.unwrap_or(Status::Running),
+        Stop::Graceful(_) => status(env, driver.as_ref(), plan)?,
+    };
     fs::remove_file(&files.saving())?;
     let how = match status {
         Status::Saved if how == Stop::Force => return driver.drop_saved(plan).map(|()| true),

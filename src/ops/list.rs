@@ -22,6 +22,8 @@ pub enum State {
     Broken,
     /// The backend runs it, but its folder is gone.
     Orphan,
+    /// It lives, and its backend is too busy to say more at once: it is being saved, or the machine has no time for it.
+    Busy,
     /// Its backend does not answer.
     Unknown,
 }
@@ -39,6 +41,7 @@ impl State {
             State::HalfMade => "half-made",
             State::Broken => "broken",
             State::Orphan => "orphan",
+            State::Busy => "busy",
             State::Unknown => "unknown",
         }
     }
@@ -120,14 +123,18 @@ pub(super) fn known(env: Env<'_>, driver: Option<&dyn Driver>, record: Record) -
     let Some(driver) = driver.filter(|_| record.phase == Phase::Ready) else {
         return Ok(Listed { name, state: State::HalfMade, record: Some(record), endpoint: None, location: None });
     };
-    let status = driver.status(&record.plan)?;
+    let status = driver.glance(&record.plan)?;
     // A guest that ends between the two questions has no endpoint: no reason to fail the listing.
     let endpoint = match status {
-        _ if !status.is_alive() => None,
-        _ => driver.endpoint(&record.plan).unwrap_or_default(),
+        Some(status) if status.is_alive() => driver.endpoint(&record.plan).unwrap_or_default(),
+        _ => None,
     };
     let saved = saved_file(env, &name).exists();
-    let state = if !status.is_alive() && saved { State::Saved } else { State::Known(status) };
+    let state = match status {
+        None => State::Busy,
+        Some(status) if !status.is_alive() && saved => State::Saved,
+        Some(status) => State::Known(status),
+    };
     let location = driver.location(&record.plan)?;
     Ok(Listed { name, state, record: Some(record), endpoint, location })
 }

@@ -17,7 +17,7 @@ use crate::base::poll::Deadline;
 use crate::base::undo::Undo;
 use crate::base::{Arch, ByteSize, Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
 use crate::disk;
-use crate::driver::{Begin, Driver, Saved, Stop};
+use crate::driver::{Begin, Driver, Saved, Status, Stop};
 use crate::guest::{self, Entry};
 use crate::seed::{self, SeedRequest};
 use crate::template::renewal::{self, Facts};
@@ -387,7 +387,7 @@ fn boot(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan, saved: &Saved) -> R
     for note in driver.start(plan, Begin::BootInto(memory))?.notes {
         env.reporter.note(&note);
     }
-    let alive = || match driver.status(plan)?.is_alive() {
+    let alive = || match driver.glance(plan)?.is_none_or(Status::is_alive) {
         true => Ok(()),
         false => Err(Error::failed("the guest ended before it could be saved")),
     };

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Env, ssh};
+use super::{Env, list, ssh};
 use crate::base::poll::Deadline;
 use crate::base::{Error, GuestName, Kind, Result};
-use crate::driver::Driver;
+use crate::driver::{Driver, Status};
 use crate::guest::{self, Record};
 use crate::ssh::ready::{self, WaitRequest};
 
@@ -25,8 +25,9 @@ pub fn wait(env: Env<'_>, name: &GuestName, goal: Goal, timeout: Duration) -> Re
     let deadline = Deadline::after(timeout);
     let record = guest::get(&env.settings.layout, name)?;
     let driver = env.driver(record.driver);
-    if !driver.status(&record.plan)?.is_alive() {
-        return Err(Error::failed(format!("guest '{name}' is not running")).hint(format!("virga start {name}")));
+    match driver.status(&record.plan)? {
+        Status::Running => {}
+        status => return Err(list::not_running(name, status)),
     }
     let login = ssh::login(env, &record, None);
     let outcome = {
@@ -39,7 +40,7 @@ pub fn wait(env: Env<'_>, name: &GuestName, goal: Goal, timeout: Duration) -> Re
                 Err(error) if error.kind() != Kind::Interrupted => Ok(None),
                 other => other,
             },
-            alive: &|| Ok(driver.status(&record.plan)?.is_alive()),
+            alive: &|| Ok(driver.glance(&record.plan)?.is_none_or(Status::is_alive)),
             login: &login,
             instance: &record.plan.id,
             stage: stage.as_ref(),

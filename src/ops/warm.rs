@@ -11,7 +11,7 @@ use crate::base::nic::Network;
 use crate::base::plan::{InstanceId, random};
 use crate::base::poll::{Deadline, Laps};
 use crate::base::{Error, Kind, Result, fs};
-use crate::driver::{Begin, Driver, Saved, Started};
+use crate::driver::{Begin, Driver, Saved, Started, Status};
 use crate::guest::Record;
 use crate::seed;
 use crate::template::renewal::{self, OrderedKey, Orders};
@@ -136,7 +136,7 @@ pub(super) fn start(
     // Before it runs: it finds its orders as soon as it looks for them.
     let mut channel = driver.channel(&record.plan)?;
     driver.release(&record.plan)?;
-    let alive = || match driver.status(&record.plan)?.is_alive() {
+    let alive = || match driver.glance(&record.plan)?.is_none_or(Status::is_alive) {
         true => Ok(()),
         false => Err(Error::failed("the guest ended while it was renewed")),
     };
@@ -147,7 +147,7 @@ pub(super) fn start(
     // Nobody reached it before, nor it anybody.
     driver.connect(&record.plan)?;
     laps.lap("renewal");
-    tracing::debug!(guest = %record.name(), drawn = receipt.drawn, took = ?deadline.elapsed(), "renewed");
+    tracing::debug!(guest = %record.name(), drawn = receipt.drawn, clock = receipt.clock, took = ?deadline.elapsed(), "renewed");
     Ok(started)
 }
 

@@ -6,10 +6,12 @@
 //! - [`known_hosts`]: the pinned host keys, as the `ssh` program reads them.
 //! - [`probe`]: does an SSH server answer?
 //! - [`session`]: running something in a guest.
+//! - [`clock`]: telling a guest the time.
 //! - [`cloud_init`]: what cloud-init says of itself.
 //! - [`ready`]: all of it in order, under one deadline.
 
 pub mod authorized;
+pub mod clock;
 pub mod cloud_init;
 pub mod keys;
 pub mod known_hosts;

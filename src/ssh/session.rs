@@ -96,6 +96,9 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
         ("ControlPath", "none".into()),
         ("RemoteCommand", "none".into()),
         ("LogLevel", "ERROR".into()),
+        // QEMU's user network takes connections for a guest that stands still, and `ssh` would wait for it without end.
+        // Includes the key exchange, which takes seconds in an emulated guest.
+        ("ConnectTimeout", "30".into()),
     ];
     match login.pinned {
         true => options.extend([
@@ -121,8 +124,6 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
             ("BatchMode", "yes".into()),
             // Nothing secret goes over it, and what is safe from tomorrow's computers costs an emulated guest 0.1 s.
             ("KexAlgorithms", "^curve25519-sha256".into()),
-            // Includes the key exchange, which takes seconds in an emulated guest.
-            ("ConnectTimeout", "30".into()),
             ("ServerAliveInterval", "10".into()),
         ]),
         Style::User => options.push(("ServerAliveInterval", "30".into())),
@@ -186,31 +187,6 @@ pub fn run(target: &SshTarget, argv: &[impl AsRef<str>], input: &[u8], limit: Du
 fn late(limit: Duration) -> Error {
     let limit = humantime::format_duration(limit);
     Error::timed_out(format!("a command in the guest did not end within {limit}"))
-}
-
-/// Runs a command that says `cue` once it waits for its input, which is made only then: for what must not be old
-/// when it arrives, as a login can take seconds. Else as [`run`].
-///
-/// # Errors
-/// As [`run`], and what `input` returns.
-pub fn run_fresh(
-    target: &SshTarget,
-    command: &str,
-    cue: &str,
-    input: impl FnOnce() -> Result<Vec<u8>>,
-    limit: Duration,
-) -> Result<Output> {
-    let mut running = ssh_command(target, Style::Batch, Tty::Never)?.arg(command).spawn().map_err(need_ssh)?;
-    let mut input = Some(input);
-    let ended = poll::until(&Deadline::after(limit), Duration::from_millis(2), || {
-        if running.peek(|said| said.windows(cue.len()).any(|part| part == cue.as_bytes()))
-            && let Some(input) = input.take()
-        {
-            running.feed(input()?);
-        }
-        running.poll()
-    })?;
-    ended.ok_or_else(|| late(limit))
 }
 
 /// Runs a command, or without one a shell, with our own standard input, output

@@ -77,18 +77,28 @@ impl std::fmt::Debug for OrderedKey {
 }
 
 /// What a clone says once it is one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
     /// SHA-256 of the first 4 KiB that its kernel's generator gave after the new entropy.
     pub drawn: String,
+    /// How far its clock can be off, in seconds: half of what asking for the time took.
+    pub clock: f64,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Said {
     Ready(Facts),
+    /// For the time: it is about to set its clock.
+    Asks(Question),
     Renewed(Receipt),
     Failed(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Question {
+    Time,
 }
 
 /// Waits until the guest is fit to be saved.
@@ -99,11 +109,11 @@ pub fn await_ready(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn
     match listen(channel, deadline, alive)? {
         Said::Ready(facts) => Ok(facts),
         Said::Failed(why) => Err(Error::failed("the guest cannot be made a template").because(quoted(&why))),
-        Said::Renewed(_) => Err(nonsense()),
+        Said::Renewed(_) | Said::Asks(_) => Err(nonsense()),
     }
 }
 
-/// Tells a clone who it is, and waits until it is. The clock goes with it, as late as possible.
+/// Tells a clone who it is, and waits until it is. It asks for the time when it is about to set its clock.
 /// Its cable is to be out until then.
 ///
 /// # Errors
@@ -114,22 +124,37 @@ pub fn renew(
     deadline: &Deadline,
     alive: &dyn Fn() -> Result<()>,
 ) -> Result<Receipt> {
-    #[derive(Serialize)]
-    struct Now<'a> {
-        time: f64,
-        #[serde(flatten)]
-        orders: &'a Orders,
+    tell(channel, orders, deadline)?;
+    loop {
+        match listen(channel, deadline, alive)? {
+            Said::Renewed(receipt) => return Ok(receipt),
+            Said::Asks(Question::Time) => tell(channel, &Time::now()?, deadline)?,
+            Said::Failed(why) => {
+                return Err(Error::failed("the guest could not be renewed").because(quoted(&why)));
+            }
+            Said::Ready(_) => return Err(nonsense()),
+        }
     }
-    let time = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?.as_secs_f64();
-    let mut line = serde_json::to_vec(&Now { time, orders }).context(|| "writing the guest's orders".into())?;
+}
+
+#[derive(Serialize)]
+struct Time {
+    /// Seconds since 1970.
+    time: f64,
+}
+
+impl Time {
+    fn now() -> Result<Self> {
+        let time = SystemTime::UNIX_EPOCH.elapsed().context(|| "reading the clock".into())?.as_secs_f64();
+        Ok(Time { time })
+    }
+}
+
+fn tell(channel: &mut UnixStream, what: &impl Serialize, deadline: &Deadline) -> Result<()> {
+    let mut line = serde_json::to_vec(what).context(|| "writing to the guest".into())?;
     line.push(b'\n');
     channel.set_write_timeout(Some(deadline.left().max(TICK))).map_err(broken)?;
-    channel.write_all(&line).map_err(broken)?;
-    match listen(channel, deadline, alive)? {
-        Said::Renewed(receipt) => Ok(receipt),
-        Said::Failed(why) => Err(Error::failed("the guest could not be renewed").because(quoted(&why))),
-        Said::Ready(_) => Err(nonsense()),
-    }
+    channel.write_all(&line).map_err(broken)
 }
 
 fn listen(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn() -> Result<()>) -> Result<Said> {

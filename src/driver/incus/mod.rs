@@ -490,6 +490,10 @@ impl Driver for Incus {
         Ok(instance.map_or(Status::Stopped, |instance| instance::status(&instance)))
     }
 
+    fn glance(&self, plan: &GuestPlan) -> Result<Option<Status>> {
+        self.status(plan).map(Some)
+    }
+
     fn address(&self, _plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {
         None
     }

@@ -318,6 +318,10 @@ impl Driver for Lxc {
         }
     }
 
+    fn glance(&self, plan: &GuestPlan) -> Result<Option<Status>> {
+        self.status(plan).map(Some)
+    }
+
     fn address(&self, _plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {
         None
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::NETDEV;
 use super::qmp::Qmp;
+use super::state;
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, Kind, Result, fs, interrupt};
 use crate::driver::Saved;
@@ -36,7 +37,7 @@ pub(super) fn save(socket: &Path, to: &Saved) -> Result<()> {
     if written.is_err() {
         // Over a connection of its own: the other one's time may be what ran out.
         drop(qmp);
-        let undone = release(socket).and_then(|()| fs::remove_file(&to.state));
+        let undone = state::let_run(socket).and_then(|()| fs::remove_file(&to.state));
         if let Err(trouble) = undone {
             tracing::warn!(%trouble, "letting the guest run on");
         }
@@ -52,26 +53,6 @@ fn write(qmp: &mut Qmp, to: &Saved) -> Result<()> {
     }
     qmp.command("migrate", file(&to.state)?)?;
     settled(qmp)
-}
-
-/// Lets a guest run that is held, after a save that was finished or not, or a load.
-///
-/// # Errors
-/// What QEMU says.
-pub(super) fn release(socket: &Path) -> Result<()> {
-    run_on(&mut Qmp::connect(socket, PATIENCE)?)
-}
-
-fn run_on(qmp: &mut Qmp) -> Result<()> {
-    // Else it would hold the guest again at its end. Where nothing is being saved nothing happens.
-    qmp.command("migrate_cancel", json!({}))?;
-    let over = || {
-        let state = qmp.command("query-migrate", json!({}))?;
-        Ok(matches!(state["status"].as_str(), None | Some("completed" | "failed" | "cancelled" | "none")).then_some(()))
-    };
-    // Ctrl-C may be why this is done: the guest runs on all the same.
-    poll::to_the_end(&Deadline::after(PATIENCE), STEP, over)?;
-    qmp.command("cont", json!({})).map(drop)
 }
 
 /// Loads a machine into a QEMU that waits for one, and leaves it held.

@@ -21,6 +21,7 @@ mod screen;
 mod serial;
 mod session;
 mod snapshot;
+mod state;
 mod system;
 mod tpm;
 
@@ -46,11 +47,8 @@ use crate::base::platform::Firmware;
 use crate::base::poll::Deadline;
 use crate::base::{ByteSize, Error, GuestPlan, Layout, Result, fs, interrupt};
 
-/// For one answer of a QEMU that is not busy: it takes less than a millisecond.
-const ANSWER: Duration = Duration::from_secs(5);
-
-/// QEMU is asked for its state no longer than this when it is known to live.
-const GLANCE: Duration = Duration::from_millis(200);
+/// For one answer of a QEMU that is not busy: it takes less than a millisecond, on a machine that has time for it.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// QEMU closes its disks in this time when it is told to end.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -214,7 +212,7 @@ impl Driver for Qemu {
                 return Ok(Started::default());
             }
             // Its disks and ports are free only once it is gone.
-            process.wait(CLOSING);
+            process.await_end()?;
         }
         let program = system::program(plan.arch)?;
         if let Begin::BootInto(_) = begin {
@@ -240,7 +238,7 @@ impl Driver for Qemu {
     }
 
     fn release(&self, plan: &GuestPlan) -> Result<()> {
-        memory::release(&RuntimeFiles::new(&plan.runtime).qmp())
+        state::let_run(&RuntimeFiles::new(&plan.runtime).qmp())
     }
 
     fn connect(&self, plan: &GuestPlan) -> Result<()> {
@@ -297,19 +295,11 @@ impl Driver for Qemu {
     }
 
     fn status(&self, plan: &GuestPlan) -> Result<Status> {
-        if Process::glance(plan, &self.census)?.is_none() {
-            // QEMU removes its pid file when it ends in good order.
-            let left = RuntimeFiles::new(&plan.runtime).pid().exists();
-            return Ok(if left { Status::Died } else { Status::Stopped });
-        }
-        let glance = || -> Result<serde_json::Value> {
-            Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), GLANCE)?.command("query-status", json!({}))
-        };
-        match glance() {
-            Ok(state) if state["running"] == false => Ok(Status::Paused),
-            // It lives; that it is too busy to say more is no reason to call it anything else.
-            Ok(_) | Err(_) => Ok(Status::Running),
-        }
+        state::of(plan)
+    }
+
+    fn glance(&self, plan: &GuestPlan) -> Result<Option<Status>> {
+        state::glance(plan, &self.census)
     }
 
     fn address(&self, plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {

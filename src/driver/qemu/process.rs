@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::args;
 use crate::base::layout::RuntimeFiles;
-use crate::base::poll::Deadline;
+use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestPlan, Result, fs};
 
 /// Longest argument list read.
@@ -96,13 +96,23 @@ impl Process {
         let deadline = Deadline::after(limit);
         loop {
             let left = Timespec::try_from(deadline.left()).unwrap_or_default();
-            match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&left)) {
+            match rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&left)) {
                 Ok(0) => return false,
                 Err(rustix::io::Errno::INTR) if !deadline.passed() => {}
                 Err(_) => return false,
                 Ok(_) => return true,
             }
         }
+    }
+
+    /// Waits for the end of one that is on its way out: memory of many gigabytes takes seconds to be freed.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::TimedOut`] when it does not get there; [`crate::base::Kind::Interrupted`].
+    pub(super) fn await_end(&self) -> Result<()> {
+        let ended = || Ok(self.wait(Duration::from_millis(100)).then_some(()));
+        poll::until(&Deadline::after(super::state::PATIENCE), Duration::from_millis(1), ended)?
+            .ok_or_else(|| Error::timed_out(format!("process {} was ended and does not go", self.pid)))
     }
 
     /// Ends it: `gently` first asked by SIGTERM, on which QEMU closes its

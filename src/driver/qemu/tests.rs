@@ -382,7 +382,8 @@ fn a_guest_without_any_of_its_files_is_still_found() {
     rig.up(&plan);
     fs::remove_dir_all(&plan.runtime).unwrap();
     fs::remove_dir_all(&rig.driver.layout.guest(&plan.name)).unwrap();
-    assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
+    // Its control socket is gone too: that it lives is all that can be said.
+    assert_eq!(rig.driver.glance(&plan).unwrap(), None);
     let owned = rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap();
     assert_eq!(owned.len(), 1);
     assert_eq!(owned[0].name, plan.name);
@@ -483,18 +484,6 @@ fn requests_that_cannot_be_are_refused_at_once() {
     assert_eq!(rig.driver.create(&foreign).unwrap_err().kind(), Kind::Unsupported);
     assert_eq!(rig.driver.create(&GuestPlan { cpus: 0, ..plan.clone() }).unwrap_err().kind(), Kind::Usage);
     assert_eq!(rig.driver.create(&GuestPlan { disks: vec![], ..plan }).unwrap_err().kind(), Kind::Usage);
-}
-
-#[test]
-fn a_busy_control_socket_does_not_hide_that_a_guest_lives() {
-    let rig = Rig::new();
-    let plan = rig.plan("web");
-    rig.up(&plan);
-    let held = Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), ANSWER).unwrap();
-    let begin = Instant::now();
-    assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
-    assert!(begin.elapsed() < Duration::from_secs(2));
-    drop(held);
 }
 
 #[test]

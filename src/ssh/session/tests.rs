@@ -32,19 +32,6 @@ fn a_command_gets_its_input_and_gives_output_and_exit_code() {
 }
 
 #[test]
-fn what_is_asked_for_comes_when_it_is_asked_for() {
-    let sshd = Sshd::start();
-    let now = || Ok(format!("{}\n", std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos()).into_bytes());
-    let command = "sleep 0.3; date +%s%N; echo cue; read -r late; echo $late";
-    let output = run_fresh(&target(&sshd), command, "cue", now, LIMIT).unwrap();
-    let times: Vec<u128> =
-        output.text().lines().filter(|line| *line != "cue").map(|line| line.parse().unwrap()).collect();
-    assert!(times[0] < times[1], "{times:?}");
-    let output = run_fresh(&target(&sshd), "exit 3", "cue", now, LIMIT).unwrap();
-    assert_eq!(exit_code(output.status), 3, "one that asks for nothing ends all the same");
-}
-
-#[test]
 fn an_interactive_command_gives_its_exit_code() {
     let sshd = Sshd::start();
     let argv = |text: &str| vec![text.to_owned()];
@@ -93,6 +80,18 @@ fn a_command_that_takes_too_long_is_ended() {
     let error = run(&target(&sshd), &["sleep", "60"], b"", Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), Kind::TimedOut);
     assert!(!deadline.passed());
+}
+
+/// As QEMU's user network does for a guest that stands still: it takes the connection, and nobody says anything.
+#[test]
+fn a_server_that_says_nothing_is_given_up() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sshd = Sshd::start();
+    let mut target = target(&sshd);
+    target.addr = silent.local_addr().unwrap();
+    assert_eq!(interactive(&target, &["true".to_owned()], Tty::Never).unwrap(), CHANNEL_FAILED);
+    let (taken, _) = silent.accept().unwrap();
+    drop(taken);
 }
 
 /// What a user's configuration may contain, against which our options must hold (`ssh -G` shows what counts).
