@@ -30,14 +30,23 @@ check: ## formatting, lints, architecture, documentation
 	$(CARGO) test --locked --test architecture --quiet
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
 
+# By cargo-nextest where it is there (.config/nextest.toml says what is heavy), else by cargo itself. A test may take a
+# thread for each processor and 2 GiB of memory that are there; a guest takes two of them.
+ifneq (,$(shell command -v cargo-nextest))
+THREADS = $(shell awk -v cpus="$$(nproc)" '/MemAvailable/ { n = int($$2 / 2097152); n = n < cpus ? n : cpus; print n < 1 ? 1 : n }' /proc/meminfo)
+RUN_TESTS = $(CARGO) nextest run --locked --test-threads $(THREADS)
+else
+RUN_TESTS = $(CARGO) test --locked
+endif
+
 test: ## every test, real boots included
 	@tests/image/build >/dev/null
-	$(CARGO) test --locked --lib --tests
+	$(RUN_TESTS) --lib --tests
 
 test-drivers: ## only the tests that boot guests
 	@tests/image/build >/dev/null
-	$(CARGO) test --locked --test access --test boot --test cluster --test conformance --test containers --test machine --test networks --test run --test ssh --test uvt \
-		--test verbs --test warm --test warm_kill
+	$(RUN_TESTS) --test access --test boot --test cluster --test conformance --test containers --test machine \
+		--test networks --test run --test ssh --test uvt --test verbs --test warm --test warm_kill
 
 dist: ## build the binary that is installed (takes minutes)
 	$(CARGO) build --profile dist --locked
