@@ -16,6 +16,7 @@ use support::{Home, text};
 /// The reference's programs; `None` when they cannot be had, which CI does not accept.
 fn reference() -> Option<PathBuf> {
     let setup = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/setup");
+    support::watch::begin();
     let output = Command::new(setup).output().unwrap();
     if output.status.success() {
         return Some(text(&output.stdout).trim().into());

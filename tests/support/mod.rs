@@ -9,6 +9,7 @@ pub mod moments;
 pub mod sandbox;
 pub mod slow;
 pub mod uvt;
+pub mod watch;
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, Write as _};
@@ -34,12 +35,15 @@ pub struct Home {
     program: PathBuf,
     /// One of its own, which goes after its guests.
     sandbox: Option<Sandbox>,
+    /// Until the last of it is gone.
+    watched: watch::Folder,
 }
 
 impl Home {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("vt-").tempdir().unwrap();
-        let home = Home { dir, within: Vec::new(), program: VIRGA.into(), sandbox: None };
+        let watched = watch::Folder::new(dir.path());
+        let home = Home { dir, within: Vec::new(), program: VIRGA.into(), sandbox: None, watched };
         std::fs::create_dir(home.path("home")).unwrap();
         home
     }
@@ -249,6 +253,7 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        watch::settled();
         let guests = self.output(["list", "--format", "json"]);
         let listed: Vec<serde_json::Value> = serde_json::from_slice(&guests.stdout).unwrap_or_default();
         for guest in listed {
@@ -312,6 +317,7 @@ pub fn os_release(key: &str) -> String {
 /// Runs a foreign tool that must succeed; returns stdout. A tool that is missing is a failure that names it.
 #[track_caller]
 pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(program: &str, args: I) -> String {
+    watch::begin();
     let output = Command::new(program)
         .args(args)
         .env("PATH", path())
@@ -354,6 +360,7 @@ impl Mirror {
             .virga(["--quiet", "stream", "serve", dir.to_str().unwrap(), "--port-file", port_file.to_str().unwrap()])
             .spawn()
             .unwrap();
+        watch::companion(&server);
         wait_for("the server's port", Duration::from_secs(10), || port_file.exists());
         let port = std::fs::read_to_string(&port_file).unwrap();
         Mirror { dir, key, url: format!("http://127.0.0.1:{}/", port.trim()), server }

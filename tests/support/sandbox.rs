@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{run, text, wait_for};
+use super::{run, text, wait_for, watch};
 
 /// The ordinary user `virga-test`, who exists in the namespaces alone.
 const UID: &str = "54321";
@@ -84,6 +84,7 @@ impl Sandbox {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
+        watch::companion(&child);
         let mut sandbox = Sandbox { dir, child, inside: 0, containers: false };
         wait_for(what, Duration::from_secs(60), || {
             assert!(sandbox.child.try_wait().unwrap().is_none(), "the namespaces could not be made: is this root?");
