@@ -8,7 +8,7 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
@@ -191,44 +191,55 @@ fn a_killed_save_or_start_loses_nothing() {
     home.assert_nothing_left();
 }
 
-/// Sends the one QEMU of a test a signal. Stopped, it stands for one on a machine that has no time for it.
-fn signal(home: &Home, signal: &str) {
-    let qemu = home.processes().into_iter().find(|line| line.contains("qemu-system")).unwrap();
-    run("kill", [signal, qemu.split(':').next().unwrap()]);
+/// Sends the one QEMU of a test a signal, if it is there. Stopped, it stands for one on a machine that has no time for it.
+fn signal(home: &Home, signal: &str) -> bool {
+    let qemu = home.processes().into_iter().find(|line| line.contains("qemu-system"));
+    let sent = |line: String| Command::new("kill").args([signal, line.split(':').next().unwrap()]).status().unwrap();
+    qemu.is_some_and(|line| sent(line).success())
 }
 
 fn state(home: &Home) -> String {
     home.json(["list"])[0]["state"].as_str().unwrap().to_owned()
 }
 
-/// Ctrl-C in the midst of a save lets the guest run on, and takes back what was written.
+/// Ctrl-C in the midst of a save lets the guest run on, and takes back what was written. So do a terminal that is
+/// closed and a service manager, which both tell it twice.
 fn interrupted_as_it_saves(home: &Home, before: &str) {
-    let folder = home.state().join("guests/guest");
-    for _ in 0..20 {
-        let mut child = home.virga(["save", "guest"]).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for("the file", LONG, || folder.join("saved.new").exists() || child.try_wait().unwrap().is_some());
-        // However quick the machine is, the signal comes before the end.
-        let qemu = home.processes().into_iter().any(|line| line.contains("qemu-system"));
-        if qemu && child.try_wait().unwrap().is_none() {
-            signal(home, "-STOP");
-            run("kill", ["-INT", &child.id().to_string()]);
-            signal(home, "-CONT");
-        }
-        wait_for("the end of save", LONG, || child.try_wait().unwrap().is_some());
-        let output = child.wait_with_output().unwrap();
-        match output.status.code() {
-            Some(130) => {
-                assert_eq!(state(home), "running", "{}", text(&output.stderr));
-                assert_eq!(names(&folder).iter().filter(|name| name.starts_with("saved.n")).count(), 0);
-                assert_eq!(in_guest(home, "guest", "cat /proc/sys/kernel/random/boot_id /dev/shm/note"), before);
-                return;
-            }
-            // It was through with what can be interrupted.
-            Some(0) => drop(home.ok(["start", "guest"])),
-            other => panic!("{other:?}: {}", text(&output.stderr)),
-        }
+    for signals in [&["-INT"][..], &["-HUP", "-HUP"], &["-TERM", "-TERM"]] {
+        assert!(
+            (0..20).any(|_| was_interrupted(home, before, signals)),
+            "none of twenty {signals:?} came as it was saved"
+        );
     }
-    panic!("no Ctrl-C of twenty came as it was saved");
+}
+
+/// Whether the signals came in time: it is saved, and started again, else.
+fn was_interrupted(home: &Home, before: &str, signals: &[&str]) -> bool {
+    let folder = home.state().join("guests/guest");
+    let mut child = home.virga(["save", "guest"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the file", LONG, || folder.join("saved.new").exists() || child.try_wait().unwrap().is_some());
+    // However quick the machine is, the signals come before the end.
+    if signal(home, "-STOP") {
+        for signal in signals.iter().filter(|_| child.try_wait().unwrap().is_none()) {
+            run("kill", [signal, &child.id().to_string()]);
+        }
+        signal(home, "-CONT");
+    }
+    wait_for("the end of save", LONG, || child.try_wait().unwrap().is_some());
+    let output = child.wait_with_output().unwrap();
+    match output.status.code() {
+        Some(130) => {
+            assert_eq!(state(home), "running", "{}", text(&output.stderr));
+            assert_eq!(names(&folder).iter().filter(|name| name.starts_with("saved.n")).count(), 0);
+            assert_eq!(in_guest(home, "guest", "cat /proc/sys/kernel/random/boot_id /dev/shm/note"), before);
+            true
+        }
+        Some(0) => {
+            home.ok(["start", "guest"]);
+            false
+        }
+        other => panic!("{other:?}: {}", text(&output.stderr)),
+    }
 }
 
 /// A QEMU that answers late is neither running nor held until it has said so, and what is done then is done to what it
@@ -238,12 +249,12 @@ fn a_late_answer_is_waited_for() {
     let home = Home::with_key().warm();
     home.ok(create_args("guest").chain(["--wait", "--timeout", "20m"]));
     let late = |command: &[&str]| {
-        signal(&home, "-STOP");
+        assert!(signal(&home, "-STOP"));
         assert_eq!(state(&home), "busy", "no answer was taken for one");
         let child = home.virga(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Meanwhile it asks.
         assert_eq!(state(&home), "busy");
-        signal(&home, "-CONT");
+        assert!(signal(&home, "-CONT"));
         let output = child.wait_with_output().unwrap();
         (output.status.code(), text(&output.stderr))
     };
@@ -260,7 +271,7 @@ fn a_late_answer_is_waited_for() {
     home.ok(["start", "guest"]);
     clock_is_right(&home, "guest");
     // Nothing is asked of one that is to be ended.
-    signal(&home, "-STOP");
+    assert!(signal(&home, "-STOP"));
     home.ok(["stop", "--force", "guest"]);
     assert_eq!(state(&home), "stopped");
     home.ok(["destroy", "guest"]);

@@ -14,18 +14,19 @@ fn flag() -> &'static Arc<AtomicBool> {
     FLAG.get_or_init(Arc::default)
 }
 
-/// Makes SIGINT, SIGTERM and SIGHUP set the flag instead of ending the
-/// process. A second one ends it at once, as a way out when clean-up hangs.
+/// Makes SIGINT, SIGTERM and SIGHUP set the flag instead of ending the process. SIGINT after any of them ends it at
+/// once, as a way out when clean-up hangs. The others come twice without anybody's having asked twice: a terminal that
+/// is closed sends SIGHUP by its shell and by the kernel, and service managers repeat themselves.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
 pub fn install() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let what = || "installing the signal handlers".to_owned();
+    // Order matters: the first signal finds the flag unset and only sets it.
+    signal_hook::flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(flag())).context(what)?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // Order matters: the first signal finds the flag unset and only sets it.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(flag()))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(flag())))
-            .context(|| "installing the signal handlers".into())?;
+        signal_hook::flag::register(signal, Arc::clone(flag())).context(what)?;
     }
     Ok(())
 }

@@ -224,12 +224,13 @@ impl Pool {
     }
 }
 
-/// Makes a file durable, read-only, and gives it its final name.
+/// Makes a file durable and gives it its final name, then makes it read-only: were it that before, a download that was
+/// killed in between could not be gone on with.
 fn publish(from: &Path, blob: &Path) -> Result<()> {
     let file = fs::open(from)?;
     file.sync_all().map_err(|error| fs::explain(error, "writing", from))?;
-    fs::set_mode(from, 0o444)?;
-    fs::rename(from, blob)
+    fs::rename(from, blob)?;
+    fs::set_mode(blob, 0o444)
 }
 
 fn hash(file: &mut File, path: &Path, transfer: &dyn Transfer) -> Result<Digest> {
