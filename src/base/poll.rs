@@ -71,6 +71,20 @@ impl Deadline {
     }
 }
 
+/// So long that only a fault takes it: the limit of a test for what ends by itself, however slow the machine is.
+#[cfg(test)]
+pub(crate) const LONG: Duration = Duration::from_secs(600);
+
+/// Waits in a test until `holds`; that it never does is the test's failure, which says `what` was waited for.
+#[cfg(test)]
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Deadline::after(LONG);
+    while !holds() {
+        assert!(!begun.passed(), "{what} did not come within {LONG:?}");
+        sleep(Duration::from_millis(2));
+    }
+}
+
 /// Does nothing for this long, whatever comes.
 pub fn sleep(time: Duration) {
     std::thread::sleep(time);

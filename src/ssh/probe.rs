@@ -138,7 +138,11 @@ impl Prober {
     /// Begins; nothing is connected yet.
     #[must_use]
     pub fn new(addr: SocketAddr) -> Self {
-        Prober { addr, open: Vec::new(), last: None, heard: Instant::now(), alive: false, answer: Answer::Silence }
+        Self::begun(addr, Instant::now())
+    }
+
+    fn begun(addr: SocketAddr, now: Instant) -> Self {
+        Prober { addr, open: Vec::new(), last: None, heard: now, alive: false, answer: Answer::Silence }
     }
 
     /// What the last attempts came to.
@@ -152,10 +156,14 @@ impl Prober {
     /// # Errors
     /// When the system gives no socket.
     pub fn tick(&mut self) -> Result<Option<Answered>> {
-        let now = Instant::now();
+        self.tick_at(Instant::now())
+    }
+
+    /// As [`tick`](Self::tick) at this moment: what is done when depends on nothing else.
+    fn tick_at(&mut self, now: Instant) -> Result<Option<Answered>> {
         let mut index = 0;
         while index < self.open.len() {
-            match self.open[index].look() {
+            match self.open[index].look(now) {
                 Fate::Pending => index += 1,
                 Fate::Answered(banner) => {
                     let Attempt { stream, received, greeted, .. } = self.open.remove(index);
@@ -181,7 +189,7 @@ impl Prober {
                 self.open.remove(self.least_useful(now));
             }
             self.last = Some(now);
-            match Attempt::begin(self.addr).context(|| format!("connecting to {}", self.addr))? {
+            match Attempt::begin(self.addr, now).context(|| format!("connecting to {}", self.addr))? {
                 Ok(attempt) => self.open.push(attempt),
                 Err(answer) => self.answer = answer,
             }
@@ -215,7 +223,7 @@ impl Prober {
 
 impl Attempt {
     /// Starts connecting without waiting for it; the inner error is one that may pass.
-    fn begin(addr: SocketAddr) -> io::Result<Result<Self, Answer>> {
+    fn begin(addr: SocketAddr, now: Instant) -> io::Result<Result<Self, Answer>> {
         let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
@@ -226,17 +234,17 @@ impl Attempt {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Ok(Err(answer_of(&error.into()))),
         }
-        Ok(Ok(Attempt { begun: Instant::now(), stream: TcpStream::from(socket), received: Vec::new(), greeted: false }))
+        Ok(Ok(Attempt { begun: now, stream: TcpStream::from(socket), received: Vec::new(), greeted: false }))
     }
 
-    fn look(&mut self) -> Fate {
+    fn look(&mut self, now: Instant) -> Fate {
         let mut piece = [0; 512];
         loop {
             match self.stream.read(&mut piece) {
                 Ok(0) => return Fate::Ended(self.ended()),
                 Ok(n) => self.received.extend_from_slice(&piece[..n]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.greet();
+                    self.greet(now);
                     return Fate::Pending;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -254,8 +262,8 @@ impl Attempt {
 
     /// Old versions of passt finish a connection into the guest only when something is sent
     /// over it, and the server would wait for ever to speak first.
-    fn greet(&mut self) {
-        if !self.greeted && self.begun.elapsed() > POLITE {
+    fn greet(&mut self, now: Instant) {
+        if !self.greeted && now.duration_since(self.begun) > POLITE {
             // Not connected yet, or broken: the next look tells.
             self.greeted = self.stream.write(GREETING).is_ok_and(|sent| sent == GREETING.len());
         }
