@@ -37,13 +37,26 @@ impl Laps {
 pub struct Deadline {
     start: Instant,
     limit: Duration,
+    #[cfg(test)]
+    called: Option<&'static std::sync::atomic::AtomicBool>,
 }
 
 impl Deadline {
     /// `limit` from now.
     #[must_use]
     pub fn after(limit: Duration) -> Self {
-        Deadline { start: Instant::now(), limit }
+        Deadline {
+            start: Instant::now(),
+            limit,
+            #[cfg(test)]
+            called: None,
+        }
+    }
+
+    /// One that has passed when the test raises the flag: after an event, not after a time.
+    #[cfg(test)]
+    pub(crate) fn called_by(flag: &'static std::sync::atomic::AtomicBool) -> Self {
+        Deadline { called: Some(flag), ..Deadline::after(LONG) }
     }
 
     /// Time since it was set.
@@ -55,6 +68,10 @@ impl Deadline {
     /// Time left, zero when it has passed.
     #[must_use]
     pub fn left(&self) -> Duration {
+        #[cfg(test)]
+        if self.called.is_some_and(|flag| flag.load(std::sync::atomic::Ordering::SeqCst)) {
+            return Duration::ZERO;
+        }
         self.limit.saturating_sub(self.elapsed())
     }
 

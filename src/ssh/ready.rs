@@ -250,8 +250,7 @@ impl<'a> Waiter<'a> {
     fn session(&mut self, target: &SshTarget) -> Result<Session> {
         let script = cloud_init::script(self.root, self.request.instance);
         let command = ssh_command(target, Style::Batch, Tty::Never)?.args(["exec sh -c", &shell_word(&script)]);
-        let mut talk =
-            Talk { ssh: command.spawn().map_err(need_ssh)?, seen: 0, ticks: 0, next: Instant::now(), ended: None };
+        let mut talk = Talk { ssh: command.spawn().map_err(need_ssh)?, seen: 0, pace: Pace::default(), ended: None };
         loop {
             match self.until(TICK, || talk.listen())? {
                 Heard::Ended(output) => return self.broke_off(&output),
@@ -343,9 +342,27 @@ struct Talk {
     ssh: Running,
     /// Bytes of its output that were read already.
     seen: usize,
-    ticks: u32,
-    next: Instant,
+    pace: Pace,
     ended: Option<Output>,
+}
+
+/// When the script is asked what.
+#[derive(Default)]
+struct Pace {
+    asked: u32,
+    last: Option<Instant>,
+}
+
+impl Pace {
+    /// The line that is due at this moment: to look again every [`STEP`], to tell its stage too every second.
+    fn due(&mut self, now: Instant) -> Option<&'static [u8]> {
+        if self.last.is_some_and(|last| now.duration_since(last) < STEP) {
+            return None;
+        }
+        self.last = Some(now);
+        self.asked += 1;
+        Some(if self.asked % 10 == 1 { b"status\n" } else { b"\n" })
+    }
 }
 
 enum Heard {
@@ -354,7 +371,7 @@ enum Heard {
 }
 
 impl Talk {
-    /// What is new; has the script look again every [`STEP`] and tell its stage every second.
+    /// What is new; has the script look again at its [`Pace`].
     fn listen(&mut self) -> Result<Option<Heard>> {
         let seen = self.seen;
         let said = self.ssh.peek(|bytes| (bytes.len() > seen).then(|| (bytes.len(), Report::read(bytes))));
@@ -372,10 +389,10 @@ impl Talk {
             return Ok(Some(Heard::Said(report)));
         }
         // Nothing is sent before the login works: it would only pile up.
-        if self.seen > 0 && Instant::now() >= self.next {
-            self.next = Instant::now() + STEP;
-            self.ticks += 1;
-            self.ssh.send(if self.ticks % 10 == 1 { b"status\n" } else { b"\n" });
+        if self.seen > 0
+            && let Some(line) = self.pace.due(Instant::now())
+        {
+            self.ssh.send(line);
         }
         Ok(None)
     }

@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use super::keys::{HostKeys, OwnKey, own_key};
 use super::known_hosts;
@@ -20,16 +20,20 @@ pub(super) struct Sshd {
     pub addr: SocketAddr,
     pub keys: HostKeys,
     pub user_key: OwnKey,
+    up: Arc<AtomicBool>,
+    turned_away: Arc<AtomicUsize>,
     connections: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Sshd {
     pub fn start() -> Self {
-        Self::start_at(Instant::now(), "")
+        let sshd = Self::down();
+        sshd.come_up();
+        sshd
     }
 
-    /// Closes every connection before `up`. `extra` goes into the configuration.
-    pub fn start_at(up: Instant, extra: &str) -> Self {
+    /// Closes every connection until it comes up.
+    pub fn down() -> Self {
         let folder = tempfile::Builder::new().prefix("virga sshd%h").tempdir().unwrap();
         let keys = HostKeys::generate("root@test").unwrap();
         let user_key = own_key(&folder.path().join("user").join("id_ed25519")).unwrap();
@@ -42,7 +46,7 @@ impl Sshd {
         let _ = std::fs::create_dir("/run/sshd");
         let file = |name: &str| folder.path().join(name).display().to_string().replace('%', "%%");
         let config = format!(
-            "{extra}\nHostKey \"{}\"\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\n\
+            "HostKey \"{}\"\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n",
             file("host_ed25519").replace("%%", "%"),
             file("host_ecdsa").replace("%%", "%"),
@@ -52,17 +56,38 @@ impl Sshd {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let (path, connections) = (folder.path().to_owned(), Arc::new(Mutex::new(Vec::new())));
-        let list = Arc::clone(&connections);
+        let (up, turned_away) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (list, listens, away) = (Arc::clone(&connections), Arc::clone(&up), Arc::clone(&turned_away));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
-                if Instant::now() >= up {
+                if listens.load(Ordering::SeqCst) {
                     list.lock().unwrap().push(stream.try_clone().unwrap());
                     serve(stream, &path);
+                } else {
+                    drop(stream);
+                    away.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
-        Sshd { folder, addr, keys, user_key, connections }
+        Sshd { folder, addr, keys, user_key, up, turned_away, connections }
+    }
+
+    /// Serves from now on.
+    pub fn come_up(&self) {
+        self.up.store(true, Ordering::SeqCst);
+    }
+
+    /// How many connections were closed before it came up.
+    pub fn turned_away(&self) -> usize {
+        self.turned_away.load(Ordering::SeqCst)
+    }
+
+    /// How often its log has these words.
+    pub fn logged(&self, words: &str) -> usize {
+        // Absent until the first connection.
+        let log = fs::read_text(&self.path("sshd.log"), 1 << 20).unwrap_or_default();
+        log.matches(words).count()
     }
 
     /// Breaks every connection that there was.

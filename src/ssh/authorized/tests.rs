@@ -1,9 +1,7 @@
 use super::*;
 use crate::base::cmd::{Cmd, Running};
-use crate::base::poll::{self, Deadline};
+use crate::base::poll::wait_for;
 use crate::ssh::keys::HostKeys;
-
-use std::time::Duration;
 
 fn key() -> String {
     HostKeys::generate("me@here").unwrap().ed25519.public
@@ -146,10 +144,7 @@ fn home_keys_come_after_the_agent_and_before_our_own() {
 fn agent(socket: &Path) -> Running {
     let agent = Cmd::new("ssh-agent").args(["-D", "-a"]).arg(socket).spawn();
     let agent = agent.expect("needs ssh-agent (package openssh-client)");
-    let up = poll::until(&Deadline::after(Duration::from_secs(10)), Duration::from_millis(5), || {
-        Ok(std::os::unix::net::UnixStream::connect(socket).is_ok().then_some(()))
-    });
-    assert!(up.unwrap().is_some(), "ssh-agent does not listen");
+    wait_for("ssh-agent's socket", || std::os::unix::net::UnixStream::connect(socket).is_ok());
     agent
 }
 

@@ -1,6 +1,7 @@
 use super::*;
-use crate::base::cmd::Cmd;
+use crate::base::cmd::{Cmd, Output, Running};
 use crate::base::fs;
+use crate::base::poll::wait_for;
 
 const HEALTHY: &str = r#"{"v1": {"datasource": "DataSourceNoCloud", "stage": null,
     "init": {"errors": [], "recoverable_errors": {}, "start": 1.0, "finished": 2.0},
@@ -70,6 +71,38 @@ fn what_the_login_shell_says_is_passed_over() {
     assert_eq!(report.end, None);
 }
 
+fn end_of(running: &mut Running) -> Output {
+    let mut output = None;
+    wait_for("the script's end", || {
+        output = running.poll().unwrap();
+        output.is_some()
+    });
+    output.unwrap()
+}
+
+/// A result is not taken for ours before it is, and then at the very next look.
+#[test]
+fn one_line_is_one_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let (id, root) = (InstanceId::generate().unwrap(), folder.path().to_str().unwrap());
+    let put = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
+    };
+    put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-config"}}"#);
+    put("run/cloud-init/result.json", RESULT);
+    put("var/lib/cloud/data/instance-id", "other\n");
+    let mut running = Cmd::new("sh").args(["-c", &script(root, &id)]).spawn().unwrap();
+    running.send(b"status\n");
+    wait_for("its stage", || running.peek(|said| Report::read(said).stage).is_some());
+    put("run/cloud-init/status.json", HEALTHY);
+    put("var/lib/cloud/data/instance-id", &format!("{id}\n"));
+    // Its last look may have been before that, or after: a line more is enough for either.
+    running.send(b"\n");
+    assert_eq!(Report::read(&end_of(&mut running).stdout).end, Some(End::Result(Outcome::Done)));
+}
+
 /// The script in every POSIX shell that is here.
 #[test]
 fn the_script_reads_the_documented_files() {
@@ -85,9 +118,7 @@ fn the_script_reads_the_documented_files() {
         let run = || {
             let mut running = Cmd::new(shell).args(["-c", &script(root, &id)]).spawn().unwrap();
             running.feed(b"\nstatus\n\nstatus\n".to_vec());
-            let deadline = crate::base::poll::Deadline::after(std::time::Duration::from_secs(10));
-            let step = std::time::Duration::from_millis(2);
-            let output = crate::base::poll::until(&deadline, step, || running.poll()).unwrap().unwrap();
+            let output = end_of(&mut running);
             assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{shell}");
             (Report::read(&output.stdout), output.text())
         };

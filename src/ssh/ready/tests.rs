@@ -1,7 +1,8 @@
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
+use crate::base::poll::{LONG, wait_for};
 use crate::base::{Kind, fs};
 use crate::ssh::keys::{HostKeys, own_key};
 use crate::ssh::known_hosts;
@@ -11,6 +12,10 @@ const RESULT: &str = r#"{"v1": {"datasource": "DataSourceNoCloud", "errors": []}
 const FAILED: &str = r#"{"v1": {"stage": null, "modules-final": {"errors": ["('scripts_user', RuntimeError('x'))"]}}}"#;
 const DEGRADED: &str =
     r#"{"v1": {"stage": null, "init": {"errors": [], "recoverable_errors": {"WARNING": ["careful"]}}}}"#;
+
+/// What sshd logs of a login that it lets in, and of one that it does not.
+const ACCEPTED: &str = "Accepted publickey";
+const DENIED: &str = "Connection closed by authenticating user";
 
 #[derive(Default)]
 struct Stages(Mutex<Vec<String>>);
@@ -30,6 +35,9 @@ struct Guest {
     root: tempfile::TempDir,
     id: InstanceId,
     alive: AtomicBool,
+    /// How often it was asked whether it lives, and how often the answer was no.
+    asked: AtomicUsize,
+    found_dead: AtomicUsize,
     login: Login,
     stages: Stages,
 }
@@ -38,7 +46,16 @@ impl Guest {
     fn new(sshd: Sshd) -> Self {
         let (root, id) = (tempfile::tempdir().unwrap(), InstanceId::generate().unwrap());
         let login = sshd.login();
-        let guest = Guest { sshd, root, id, alive: AtomicBool::new(true), login, stages: Stages::default() };
+        let guest = Guest {
+            sshd,
+            root,
+            id,
+            alive: AtomicBool::new(true),
+            asked: AtomicUsize::new(0),
+            found_dead: AtomicUsize::new(0),
+            login,
+            stages: Stages::default(),
+        };
         guest.put("etc/cloud/cloud.cfg", "");
         guest
     }
@@ -56,38 +73,64 @@ impl Guest {
         self.put("run/cloud-init/result.json", RESULT);
     }
 
-    fn wait(&self, goal: Goal, limit: Duration) -> Result<Ready> {
+    /// Waits, with a limit that only a fault reaches.
+    fn wait(&self, goal: Goal) -> Result<Ready> {
+        self.wait_until(goal, &Deadline::after(LONG))
+    }
+
+    fn wait_until(&self, goal: Goal, deadline: &Deadline) -> Result<Ready> {
         let asked = Cell::new(0);
         let endpoint = || {
             asked.set(asked.get() + 1);
             Ok((asked.get() > 1).then_some(self.sshd.addr))
         };
+        let alive = || {
+            let alive = self.alive.load(Ordering::SeqCst);
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.found_dead.fetch_add(usize::from(!alive), Ordering::SeqCst);
+            Ok(alive)
+        };
         let request = WaitRequest {
             goal,
-            deadline: &Deadline::after(limit),
+            deadline,
             endpoint: &endpoint,
-            alive: &|| Ok(self.alive.load(Ordering::SeqCst)),
+            alive: &alive,
             login: &self.login,
             instance: &self.id,
             stage: &self.stages,
         };
         Waiter::new(&request, self.root.path().to_str().unwrap()).run()
     }
+
+    /// Waits to no avail: the deadline comes after what `event` waits for.
+    fn wait_in_vain(&self, goal: Goal, event: impl FnOnce() + Send) -> Error {
+        let over: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(false)));
+        let then = || {
+            event();
+            over.store(true, Ordering::SeqCst);
+        };
+        let error = with(then, || self.wait_until(goal, &Deadline::called_by(over))).unwrap_err();
+        assert_eq!(error.kind(), Kind::TimedOut, "{error}");
+        error
+    }
+
+    /// Until the user was told that this is waited for.
+    fn told(&self, stage: &str) {
+        wait_for(stage, || self.stages.0.lock().unwrap().iter().any(|told| told == stage));
+    }
+
+    /// Until all that had been done by now was looked at, in whatever stage the wait is.
+    fn looked(&self) {
+        // The first may have been under way; between that and the next there is a look.
+        let asked = self.asked.load(Ordering::SeqCst);
+        wait_for("two looks", || self.asked.load(Ordering::SeqCst) >= asked + 2);
+    }
 }
 
-const LIMIT: Duration = Duration::from_secs(30);
-
-fn nap(time: Duration) {
-    poll::until(&Deadline::after(time), time, || Ok(None::<()>)).unwrap();
-}
-
-/// Runs `later` after a while, beside the wait.
-fn with<T>(after: Duration, later: impl FnOnce() + Send, wait: impl FnOnce() -> T) -> T {
+/// Runs `beside` while it waits.
+fn with<T>(beside: impl FnOnce() + Send, wait: impl FnOnce() -> T) -> T {
     std::thread::scope(|scope| {
-        scope.spawn(move || {
-            nap(after);
-            later();
-        });
+        scope.spawn(beside);
         wait()
     })
 }
@@ -104,7 +147,7 @@ fn cloud_inits_three_results() {
         (FAILED, Outcome::Error(trouble("modules-final", Some("scripts_user"), "RuntimeError('x')"))),
     ] {
         guest.finish(status, guest.id.as_str());
-        let ready = guest.wait(Goal::CloudInit, LIMIT).unwrap();
+        let ready = guest.wait(Goal::CloudInit).unwrap();
         assert_eq!(ready.outcome, Some(outcome));
         let goals: Vec<Goal> = ready.stages.iter().map(|(goal, _)| *goal).collect();
         assert_eq!(goals, [Goal::Boot, Goal::Ssh, Goal::CloudInit]);
@@ -112,58 +155,80 @@ fn cloud_inits_three_results() {
     }
 }
 
+/// In the session that is open, and at the script's next look.
 #[test]
 fn the_answer_comes_soon_after_the_result() {
     let guest = Guest::new(Sshd::start());
-    guest.put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-config"}}"#);
-    let (sender, receiver) = std::sync::mpsc::channel();
+    // A result of another instance must never pass.
+    guest.finish(r#"{"v1": {"stage": "modules-config"}}"#, "somebody-else");
     let done = || {
-        // A result of another instance must never pass.
-        guest.finish("{}", "somebody-else");
-        nap(Duration::from_millis(700));
+        guest.told("cloud-init (modules-config)");
+        guest.put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-final"}}"#);
+        guest.told("cloud-init (modules-final)");
+        guest.put("run/cloud-init/status.json", "{}");
         guest.put("var/lib/cloud/data/instance-id", guest.id.as_str());
-        sender.send(Instant::now()).unwrap();
     };
-    let ready = with(Duration::from_millis(1500), done, || guest.wait(Goal::CloudInit, LIMIT)).unwrap();
-    let late = receiver.recv().unwrap().elapsed();
+    let ready = with(done, || guest.wait(Goal::CloudInit)).unwrap();
     assert_eq!(ready.outcome, Some(Outcome::Done));
-    // A fifth of a second as a rule; on a busy machine the bench is who tells.
-    assert!(late < Duration::from_secs(3), "{late:?}");
+    assert_eq!(guest.sshd.logged(ACCEPTED), 1, "nothing is looked at by logging in again");
     let stages = guest.stages.0.into_inner().unwrap();
-    assert!(stages.contains(&"cloud-init (modules-config)".to_owned()), "{stages:?}");
+    let told = ["the guest's address", "the SSH server", "a login", "cloud-init"];
+    assert_eq!(stages[..4], told);
+}
+
+#[test]
+fn the_script_looks_ten_times_a_second_and_tells_its_stage_once() {
+    let (mut pace, begun) = (Pace::default(), Instant::now());
+    let asked: Vec<_> = (0..=2500)
+        .step_by(10)
+        .filter_map(|at| pace.due(begun + Duration::from_millis(at)).map(|line| (at, line)))
+        .collect();
+    assert!(asked.iter().map(|(at, _)| *at).eq((0..=2500).step_by(100)), "{asked:?}");
+    let told: Vec<u64> = asked.iter().filter(|(_, line)| *line == b"status\n").map(|(at, _)| *at).collect();
+    assert_eq!(told, [0, 1000, 2000]);
+    assert!(asked.iter().all(|(_, line)| matches!(*line, b"status\n" | b"\n")));
+    // However late it comes to it, it asks once and not for each that it missed.
+    assert!(pace.due(begun + Duration::from_secs(60)).is_some());
+    assert!(pace.due(begun + Duration::from_secs(60)).is_none());
 }
 
 #[test]
 fn at_the_deadline_the_stage_and_the_last_trouble_are_told() {
     let guest = Guest::new(Sshd::start());
     guest.put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-config"}}"#);
-    let error = guest.wait(Goal::CloudInit, Duration::from_secs(3)).unwrap_err();
-    assert_eq!(error.kind(), Kind::TimedOut);
+    let error = guest.wait_in_vain(Goal::CloudInit, || guest.told("cloud-init (modules-config)"));
     assert!(error.to_string().contains("could log in, but cloud-init (modules-config) was not through"), "{error}");
 
-    guest.finish("{}", "somebody-else");
-    let error = guest.wait(Goal::CloudInit, Duration::from_secs(2)).unwrap_err();
+    // The script looks for a result before it tells its stage.
+    guest.finish(r#"{"v1": {"stage": "modules-final"}}"#, "somebody-else");
+    let error = guest.wait_in_vain(Goal::CloudInit, || guest.told("cloud-init (modules-final)"));
     assert!(error.causes()[0].contains("another instance: 'somebody-else'"), "{:?}", error.causes());
 
-    let down = Guest::new(Sshd::start_at(Instant::now() + Duration::from_secs(3600), ""));
-    let error = down.wait(Goal::Ssh, Duration::from_millis(500)).unwrap_err();
-    assert_eq!(error.kind(), Kind::TimedOut);
-    assert!(error.to_string().ends_with("within 500ms: no SSH server answered"), "{error}");
+    let down = Guest::new(Sshd::down());
+    let closed = || {
+        wait_for("a connection", || down.sshd.turned_away() > 0);
+        down.looked();
+    };
+    let error = down.wait_in_vain(Goal::Ssh, closed);
+    assert!(error.to_string().ends_with("within 10m: no SSH server answered"), "{error}");
     assert!(error.causes()[0].contains("closed at once"), "{:?}", error.causes());
 }
 
 #[test]
 fn a_dead_guest_ends_the_wait_at_once() {
-    for up in [Duration::ZERO, Duration::from_secs(3600)] {
-        let guest = Guest::new(Sshd::start_at(Instant::now() + up, ""));
-        let (sender, receiver) = std::sync::mpsc::channel();
+    let (up, down) = (Guest::new(Sshd::start()), Guest::new(Sshd::down()));
+    let in_session = || up.told("cloud-init");
+    let probed = || wait_for("a connection", || down.sshd.turned_away() > 0);
+    let cases: [(&Guest, &(dyn Fn() + Sync)); 2] = [(&up, &in_session), (&down, &probed)];
+    for (guest, event) in cases {
         let die = || {
+            event();
+            // It is asked again and again in this stage too, not when the stage changes.
+            guest.looked();
             guest.alive.store(false, Ordering::SeqCst);
-            sender.send(Instant::now()).unwrap();
         };
-        let error = with(Duration::from_secs(1), die, || guest.wait(Goal::CloudInit, LIMIT)).unwrap_err();
-        let late = receiver.recv().unwrap().elapsed();
-        assert!(late < Duration::from_millis(250), "{late:?}");
+        let error = with(die, || guest.wait(Goal::CloudInit)).unwrap_err();
+        assert_eq!(guest.found_dead.load(Ordering::SeqCst), 1, "the first answer counts");
         assert_eq!(error.kind(), Kind::Failed);
         assert!(error.to_string().starts_with("the guest ended: "), "{error}");
     }
@@ -174,12 +239,12 @@ fn a_foreign_host_key_is_refused_at_once() {
     let guest = Guest::new(Sshd::start());
     let other = HostKeys::generate("x").unwrap();
     known_hosts::write(&guest.login.known_hosts, "virga-test", &other.public_lines()).unwrap();
-    let deadline = Deadline::after(Duration::from_secs(10));
-    let error = guest.wait(Goal::CloudInit, LIMIT).unwrap_err();
+    let error = guest.wait(Goal::CloudInit).unwrap_err();
     assert_eq!(error.kind(), Kind::Refused);
     assert!(error.causes()[0].contains("Host key verification failed"), "{:?}", error.causes());
-    assert!(!deadline.passed());
-    assert!(guest.wait(Goal::Boot, LIMIT).is_ok(), "the banner alone says nothing about the key");
+    let told = guest.stages.0.lock().unwrap().clone();
+    assert_eq!(told, ["the guest's address", "the SSH server", "a login"], "and the server is not probed again");
+    assert!(guest.wait(Goal::Boot).is_ok(), "the banner alone says nothing about the key");
 }
 
 #[test]
@@ -187,44 +252,56 @@ fn refused_logins_are_tried_again() {
     let mut guest = Guest::new(Sshd::start());
     let late = own_key(&guest.sshd.path("late")).unwrap();
     guest.login.identities = vec![late.path];
-    let error = guest.wait(Goal::Ssh, Duration::from_secs(2)).unwrap_err();
-    assert_eq!(error.kind(), Kind::TimedOut);
+    let refused_again = || {
+        // The second begins when the first is over.
+        let before = guest.sshd.logged(DENIED);
+        wait_for("two refused logins", || guest.sshd.logged(DENIED) >= before + 2);
+    };
+    let error = guest.wait_in_vain(Goal::Ssh, refused_again);
     assert!(error.to_string().contains("could not log in"), "{error}");
     assert!(error.causes()[0].contains("Permission denied"), "{:?}", error.causes());
     assert!(error.hints()[0].contains("agent"), "{:?}", error.hints());
 
-    let key_comes = || fs::write_atomic(&guest.sshd.path("authorized"), late.public.as_bytes(), 0o600).unwrap();
-    let ready = with(Duration::from_millis(800), key_comes, || guest.wait(Goal::Ssh, LIMIT)).unwrap();
+    let key_comes = || {
+        refused_again();
+        fs::write_atomic(&guest.sshd.path("authorized"), late.public.as_bytes(), 0o600).unwrap();
+    };
+    let ready = with(key_comes, || guest.wait(Goal::Ssh)).unwrap();
     assert_eq!(ready.outcome, None);
-    assert!(ready.stages[1].1 > Duration::from_millis(800));
+    assert_eq!(guest.sshd.logged(ACCEPTED), 1);
+    assert_eq!(ready.stages.iter().map(|(goal, _)| *goal).collect::<Vec<_>>(), [Goal::Boot, Goal::Ssh]);
 }
 
 #[test]
 fn a_broken_session_is_taken_up_again() {
-    let guest = Guest::new(Sshd::start_at(Instant::now() + Duration::from_millis(600), ""));
+    let guest = Guest::new(Sshd::down());
     let restart = || {
+        wait_for("a connection", || guest.sshd.turned_away() > 0);
+        guest.sshd.come_up();
+        guest.told("cloud-init");
         guest.sshd.cut();
         guest.finish("{}", guest.id.as_str());
     };
-    let ready = with(Duration::from_secs(3), restart, || guest.wait(Goal::CloudInit, LIMIT)).unwrap();
+    let ready = with(restart, || guest.wait(Goal::CloudInit)).unwrap();
     assert_eq!(ready.outcome, Some(Outcome::Done));
-    assert!(ready.stages[0].1 >= Duration::from_millis(500), "{:?}", ready.stages);
-    assert!(ready.stages[2].1 >= Duration::from_secs(3));
+    assert_eq!(guest.sshd.logged(ACCEPTED), 2, "one was cut, one saw the result");
+    let goals: Vec<Goal> = ready.stages.iter().map(|(goal, _)| *goal).collect();
+    assert_eq!(goals, [Goal::Boot, Goal::Ssh, Goal::CloudInit], "each was reached once");
 }
 
 #[test]
 fn a_guest_without_cloud_init_is_told() {
     let guest = Guest::new(Sshd::start());
     guest.put("run/cloud-init/disabled", "");
-    let error = guest.wait(Goal::CloudInit, LIMIT).unwrap_err();
+    let error = guest.wait(Goal::CloudInit).unwrap_err();
     assert!(error.to_string().contains("disabled"), "{error}");
     for folder in ["etc", "run"] {
         fs::remove_dir_all(&guest.root.path().join(folder)).unwrap();
     }
-    let error = guest.wait(Goal::CloudInit, LIMIT).unwrap_err();
+    let error = guest.wait(Goal::CloudInit).unwrap_err();
     assert_eq!(error.kind(), Kind::Failed);
     assert!(error.to_string().contains("no cloud-init"), "{error}");
-    assert_eq!(guest.wait(Goal::Ssh, LIMIT).unwrap().stages.len(), 2);
+    assert_eq!(guest.wait(Goal::Ssh).unwrap().stages.len(), 2);
 }
 
 #[test]
