@@ -299,6 +299,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::base::poll::LONG;
 
     #[test]
     fn measures_in_this_process() {
@@ -316,10 +317,19 @@ mod tests {
 
     #[test]
     fn a_fast_loop_is_told_from_a_slow_one() {
-        // As long as the measured time grows with the rounds, the loop is really run.
-        let Ok(few) = machine::run_loop(Path::new(DEVICE), 1_000) else { return };
-        let many = machine::run_loop(Path::new(DEVICE), 1_000_000).unwrap();
-        assert!(many > few * 10, "{few:?} {many:?}");
+        // Where there is no KVM that works, there is nothing to measure, and that is what is found.
+        if let Err(error) = machine::run_loop(Path::new(DEVICE), 1_000) {
+            std::io::stderr().write_all(format!("no loop was run here: {error}\n").as_bytes()).unwrap();
+            assert!(open().is_err() || matches!(measure(), Kvm::Broken { .. }), "{error}");
+            return;
+        }
+        // The best of some: a busy host takes the processor away now and then.
+        let best = |rounds| (0..10).map(|_| machine::run_loop(Path::new(DEVICE), rounds).unwrap()).min().unwrap();
+        let few = best(1_000);
+        // As long as the measured time grows with the rounds, the loop is really run. How many it takes to be seen
+        // beside the way in and out differs by the thousand between hardware and emulation.
+        let found = (4..=9).map(|zeros| best(10_u32.pow(zeros))).find(|took| *took > few * 10);
+        assert!(found.is_some(), "the time for a thousand million rounds is that for a thousand: {few:?}");
     }
 
     #[test]
@@ -328,10 +338,10 @@ mod tests {
         let hung = ask(Cmd::new("sleep").arg("60"), limit).unwrap();
         assert!(matches!(&hung, Kvm::Broken { reason } if reason.contains("did not end")), "{hung:?}");
         for babble in ["running 0 tests", "", "{}"] {
-            let broken = ask(Cmd::new("echo").arg(babble), LIMIT).unwrap();
+            let broken = ask(Cmd::new("echo").arg(babble), LONG).unwrap();
             assert!(matches!(broken, Kvm::Broken { .. }), "{broken:?}");
         }
-        let said = ask(Cmd::new("echo").arg(r#"{"kvm":"fast","micros":50}"#), LIMIT).unwrap();
+        let said = ask(Cmd::new("echo").arg(r#"{"kvm":"fast","micros":50}"#), LONG).unwrap();
         assert_eq!(said, Kvm::Fast { micros: 50 });
     }
 

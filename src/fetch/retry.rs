@@ -131,18 +131,26 @@ impl Pace {
     const FLOOR: u64 = 1 << 10;
 
     pub fn new(window: Duration) -> Self {
-        Pace { window, since: Instant::now(), bytes: 0 }
+        Self::begun(window, Instant::now())
+    }
+
+    pub(super) fn begun(window: Duration, now: Instant) -> Self {
+        Pace { window, since: now, bytes: 0 }
     }
 
     /// Counts `bytes` that have come; `false` when it goes too slowly.
     pub fn keeps_up(&mut self, bytes: usize) -> bool {
+        self.keeps_up_at(bytes, Instant::now())
+    }
+
+    pub(super) fn keeps_up_at(&mut self, bytes: usize, now: Instant) -> bool {
         self.bytes += bytes as u64;
-        if self.since.elapsed() < self.window {
+        if now.duration_since(self.since) < self.window {
             return true;
         }
         let least = u128::from(Self::FLOOR) * self.window.as_millis() / 1000;
         let enough = u128::from(self.bytes) >= least;
-        (self.since, self.bytes) = (Instant::now(), 0);
+        (self.since, self.bytes) = (now, 0);
         enough
     }
 }

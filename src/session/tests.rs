@@ -55,10 +55,16 @@ fn a_keeper_wakes_when_the_owner_goes_and_finds_nothing_when_that_cleared_up() {
         let layout = layout(&folder);
         let session = Session::begin(&layout).unwrap();
         let id = session.id.clone();
+        let (begins, begun) = std::sync::mpsc::channel();
         let keeper = std::thread::spawn({
             let (layout, id) = (layout.clone(), id.clone());
-            move || outlive(&layout, &id).unwrap().map(|session| session.id.clone())
+            move || {
+                begins.send(()).unwrap();
+                outlive(&layout, &id).unwrap().map(|session| session.id.clone())
+            }
         });
+        begun.recv().unwrap();
+        // That it goes on waiting is no event; one that does not has the time to show it.
         crate::base::poll::sleep(Duration::from_millis(50));
         assert!(!keeper.is_finished());
         if clears {

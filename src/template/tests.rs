@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::renewal::{Orders, await_ready, renew};
 use super::*;
 use crate::base::DigestAlgorithm;
-use crate::base::poll::Deadline;
+use crate::base::poll::{Deadline, LONG};
 
 fn key() -> Key {
     Key {
@@ -143,7 +143,7 @@ fn heard(says: &'static [u8]) -> Result<Facts> {
         let _ = guest.write_all(says);
         guest
     });
-    let result = await_ready(&mut ours, &Deadline::after(Duration::from_secs(2)), &|| Ok(()));
+    let result = await_ready(&mut ours, &Deadline::after(LONG), &|| Ok(()));
     drop(ours);
     talk.join().unwrap();
     result
@@ -170,7 +170,7 @@ fn silence_and_death_end_the_wait() {
     let (mut ours, guest) = UnixStream::pair().unwrap();
     let short = Deadline::after(Duration::from_millis(250));
     assert_eq!(await_ready(&mut ours, &short, &|| Ok(())).unwrap_err().kind(), Kind::TimedOut);
-    let long = Deadline::after(Duration::from_secs(60));
+    let long = Deadline::after(LONG);
     let dead = || Err(Error::failed("dead"));
     assert_eq!(await_ready(&mut ours, &long, &dead).unwrap_err().to_string(), "dead");
     drop(guest);
@@ -193,7 +193,7 @@ fn a_clone_gets_its_orders_and_the_time_when_it_asks() {
         (&guest).write_all(b"{\"renewed\": {\"drawn\": \"ab\", \"clock\": 0.1}}\n").unwrap();
         (said, times)
     });
-    let receipt = renew(&mut ours, &orders(), &Deadline::after(Duration::from_secs(5)), &|| Ok(())).unwrap();
+    let receipt = renew(&mut ours, &orders(), &Deadline::after(LONG), &|| Ok(())).unwrap();
     assert_eq!(receipt.drawn, "ab");
     let (said, times) = talk.join().unwrap();
     assert_eq!((&said["hostname"], &said["entropy"]), (&"web".into(), &"QUJD".into()));

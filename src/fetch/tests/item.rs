@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use sha2::Digest as _;
 
 use super::server::{Reply, Request, Server};
-use super::{fetcher, settings};
+use super::{fetcher, hasty, settings};
 use crate::base::progress::{Silent, Transfer};
 use crate::base::{Digest, DigestAlgorithm, Kind, Result, fs};
 use crate::fetch::{Expected, FetchSettings, Fetched, Fetcher, Url};
@@ -267,18 +266,14 @@ async fn failures_that_pass_leave_the_partial_for_the_next_call() {
     for (name, reply, kind, says, left) in [
         ("cut each time at one place", Reply::ok(&body).cut(70_000), Kind::Failed, "the connection broke", 70_000),
         ("cut each time far in", Reply::ok(&body).cut(2_000_000), Kind::Failed, "(tried 3 times)", 2_000_000),
-        ("silent", Reply::ok(&body).cut(70_000).hang(), Kind::TimedOut, "next to nothing for 400ms", 70_000),
-        ("trickling", Reply::ok(&body).trickle(), Kind::TimedOut, "next to nothing for 400ms", 1),
         ("always busy", Reply::status("503 Service Unavailable"), Kind::Failed, "503 Service Unavailable (tried 3", 0),
         ("gone", Reply::status("404 Not Found"), Kind::NotFound, "404 Not Found", 0),
     ] {
         let server = Server::start(move |_, _| reply.clone());
         let place = Place::new();
-        let start = Instant::now();
         let error = place.fetch(&server.url("/i"), &expected(&body)).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
         assert!(error.to_string().contains(says), "{name}: {error}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{name}: {:?}", start.elapsed());
         match left {
             0 => assert_eq!(place.names(), [""; 0], "{name}"),
             left => {
@@ -287,6 +282,28 @@ async fn failures_that_pass_leave_the_partial_for_the_next_call() {
                 assert_eq!(place.names(), ["partial", "partial.json"], "{name}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn silence_ends_a_try_and_leaves_what_had_come() {
+    let body = content();
+    for (name, reply, left) in
+        [("silent", Reply::ok(&body).cut(70_000).hang(), 70_000), ("trickling", Reply::ok(&body).trickle(), 1)]
+    {
+        let server = Server::start(move |_, _| reply.clone());
+        let (place, url, want) = (Place::new(), server.url("/i"), expected(&body));
+        // On a busy machine the server may not even begin within the time; then the next call gets it.
+        loop {
+            let asked = std::slice::from_ref(&url);
+            let error = hasty().item(asked, &want, &place.partial(), &Silent).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::TimedOut, "{name}: {error}");
+            assert!(error.to_string().contains("next to nothing for 400ms"), "{name}: {error}");
+            if place.names() == ["partial", "partial.json"] && place.bytes().len() >= left {
+                break;
+            }
+        }
+        assert!(body.starts_with(&place.bytes()), "{name}");
     }
 }
 
@@ -316,14 +333,13 @@ async fn ctrl_c_ends_a_silent_download_at_once_and_the_next_call_continues() {
         _ => Reply::ranged(request, &script),
     });
     let place = Place::new();
-    let slow = crate::fetch::FetchSettings { stall_timeout: Duration::from_secs(60), ..settings() };
-    let fetcher = Fetcher::with_stop(&slow, || FLAG.load(Ordering::SeqCst));
+    let fetcher = Fetcher::with_stop(&settings(), || FLAG.load(Ordering::SeqCst));
     let transfer = Interrupter { at: 3_000_000, flag: &FLAG, last: AtomicU64::new(0) };
     let (url, want) = (server.url("/i"), expected(&body));
-    let start = Instant::now();
     let error = fetcher.item(std::slice::from_ref(&url), &want, &place.partial(), &transfer).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Interrupted, "{error}");
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    // The server holds on, and so does the patience with it: nothing but Ctrl-C ended this.
+    assert_eq!(server.seen().len(), 1);
     assert!(place.bytes() == body[..3_000_000]);
 
     FLAG.store(false, Ordering::SeqCst);
@@ -441,7 +457,9 @@ async fn small_items() {
         for digest in [sha256(&body), sha512.clone()] {
             let place = Place::new();
             let want = Expected { size: body.len() as u64, digest };
-            let fetched = place.fetch(&server.url("/i"), &want).await;
+            let fetcher = if refused == Some(Kind::TimedOut) { hasty() } else { fetcher() };
+            let url = [server.url("/i")];
+            let fetched = fetcher.item(&url, &want, &place.partial(), &Silent).await;
             match refused {
                 None => {
                     assert_eq!(fetched.unwrap().sha256, sha256(&body), "{what}");

@@ -4,23 +4,42 @@ mod item;
 mod metadata;
 mod server;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::http::{Way, redirect_verdict, retry_after, shown};
+use super::retry::Pace;
 use super::{FetchSettings, Fetcher, Url};
+use crate::base::poll::LONG;
 
-/// Quick failures, so that tests of patience need none.
+/// Quick at trying again, and patient with a server that is only slow to run.
 fn settings() -> FetchSettings {
-    FetchSettings {
-        stall_timeout: Duration::from_millis(400),
-        retries: 2,
-        first_delay: Duration::from_millis(5),
-        ..FetchSettings::default()
-    }
+    FetchSettings { stall_timeout: LONG, retries: 2, first_delay: Duration::from_millis(5), ..FetchSettings::default() }
 }
 
 fn fetcher() -> Fetcher {
     Fetcher::new(&settings())
+}
+
+/// For servers that go silent or trickle: a test of patience needs none. Whoever asks it may also give up a server
+/// that a busy machine did not let run, so nothing but that may be told of what it did.
+fn hasty() -> Fetcher {
+    Fetcher::new(&FetchSettings { stall_timeout: Duration::from_millis(400), ..settings() })
+}
+
+#[test]
+fn a_trickle_is_told_from_a_slow_line() {
+    let begun = Instant::now();
+    let pace = |pieces: &[(u64, usize)]| {
+        let mut pace = Pace::begun(Duration::from_secs(2), begun);
+        let mut keeps_up = |(at, bytes): &(u64, usize)| pace.keeps_up_at(*bytes, begun + Duration::from_millis(*at));
+        pieces.iter().map(&mut keeps_up).collect::<Vec<bool>>()
+    };
+    assert_eq!(pace(&[(0, 1), (1_000, 1), (1_999, 1), (2_000, 1)]), [true, true, true, false]);
+    assert_eq!(pace(&[(2_000, 2_047)]), [false]);
+    assert_eq!(pace(&[(2_000, 2_048)]), [true]);
+    // What came before does not make up for what comes no more.
+    assert_eq!(pace(&[(2_000, 1 << 30), (4_000, 1)]), [true, false]);
+    assert_eq!(pace(&[(2_000, 4_096), (3_000, 1), (4_000, 2_047)]), [true, true, true]);
 }
 
 fn url(text: &str) -> Url {

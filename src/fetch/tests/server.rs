@@ -11,7 +11,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 /// Nothing here waits longer.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = crate::base::poll::LONG;
 
 #[derive(Clone, Debug)]
 pub struct Request {

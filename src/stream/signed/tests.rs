@@ -319,17 +319,25 @@ proptest! {
 }
 
 #[test]
-fn twenty_megabytes_take_no_time() {
+fn what_a_document_costs_grows_with_its_length_alone() {
     let key = SigningKey::generate("x").unwrap();
     let ring = Keyring::from_bytes(&key.public_binary().unwrap()).unwrap();
-    let text = "   \"sha256\": \"0123456789abcdef0123456789abcdef\",\n- x\n".repeat(400_000);
-    let document = key.sign_inline(text.as_bytes()).unwrap();
-    let start = Instant::now();
-    let payload = verify_inline(&document, &ring, Timestamp::now()).unwrap().payload;
-    let took = start.elapsed();
-    assert!(payload == text.as_bytes());
-    // A debug build on a busy machine; a quadratic reader needs minutes.
-    assert!(took.as_secs() < 20, "{took:?}");
+    // The best of three: a busy machine takes the processor away now and then.
+    let took = |lines: usize| {
+        let text = "   \"sha256\": \"0123456789abcdef0123456789abcdef\",\n- x\n".repeat(lines);
+        let document = key.sign_inline(text.as_bytes()).unwrap();
+        let once = |_| {
+            let start = Instant::now();
+            let payload = verify_inline(&document, &ring, Timestamp::now()).unwrap().payload;
+            let took = start.elapsed();
+            assert!(payload == text.as_bytes());
+            took
+        };
+        (0..3).map(once).min().unwrap()
+    };
+    // 20 MB against 2.5: 8 times as long for a reader that looks at each byte once, 64 for a quadratic one.
+    let (short, long) = (took(50_000), took(400_000));
+    assert!(long < short * 24, "{short:?} {long:?}");
 }
 
 /// Texts that framing code gets wrong.
