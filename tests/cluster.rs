@@ -6,12 +6,11 @@
 mod support;
 
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use support::cluster::{self, Cluster};
 use support::sandbox::Sandbox;
-use support::{Home, incus, names, run, text, wait_for};
+use support::{Home, LONG, incus, names, run, text, wait_for};
 
 /// Options of a container that is made and not started.
 fn made<'a>(name: &'a str, connect: &'a str, more: &'a [&'a str]) -> Vec<&'a str> {
@@ -90,7 +89,7 @@ fn placed(home: &Home, cluster: &Cluster) {
     home.ok(["start", "far"]);
     let output = home.output(["exec", "far", "--", "sh", "-c", "id -u; exit 3"]);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(3), "0\n".into()), "{}", text(&output.stderr));
-    wait_for("its console", Duration::from_secs(10), || home.ok(["console", "far"]).contains("up"));
+    wait_for("its console", LONG, || home.ok(["console", "far"]).contains("up"));
     let error = home.fails(1, made("port", "incus://m1", &["--port", "0:80"]));
     assert!(error.contains("loopback"), "{error}");
     let error = home.fails(3, made("nowhere", "incus://m1", &["--target", "m9"]));
@@ -142,9 +141,7 @@ fn only_who_is_trusted(home: &Home) {
 /// The member that was asked dies while another one works: what goes on there is followed to its end, be it good or bad.
 fn the_way_there_is_lost(home: &Home, cluster: &Cluster) {
     let making = begun(home, &made("lost", "incus://m1", &["--target", "m2", "release=large"]));
-    wait_for("the operation", Duration::from_secs(60), || {
-        is_making(&cluster.incus(2, &["query", "/1.0/operations?recursion=1"]))
-    });
+    wait_for("the operation", LONG, || is_making(&cluster.incus(2, &["query", "/1.0/operations?recursion=1"])));
     cluster.kill(1);
     let said = making.wait_with_output().unwrap();
     cluster.whole();
@@ -233,9 +230,7 @@ fn what_fails_at_the_daemon_is_taken_back() {
 /// The daemon is killed while it makes a guest, and is there again a moment later.
 fn restarted_in_the_midst(home: &Home, sandbox: &Sandbox, here: &str) {
     let making = begun(home, &made("half", here, &["release=large"]));
-    wait_for("the operation", Duration::from_secs(60), || {
-        is_making(&sandbox.run("incus", &["query", "/1.0/operations?recursion=1"]))
-    });
+    wait_for("the operation", LONG, || is_making(&sandbox.run("incus", &["query", "/1.0/operations?recursion=1"])));
     incus::restart(sandbox);
     let said = making.wait_with_output().unwrap();
     assert_eq!(said.status.code(), Some(6), "{}", text(&said.stderr));

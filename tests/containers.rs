@@ -10,11 +10,10 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rstest::rstest;
 use support::sandbox::Sandbox;
-use support::{Home, Mirror, bare_root, incus, lxc, names, text, wait_for, write};
+use support::{Home, LONG, Mirror, bare_root, incus, lxc, names, text, wait_for, write};
 
 struct Rig {
     // Before the sandbox: its guests go while there is still a daemon.
@@ -383,7 +382,7 @@ fn ports(rig: &Rig) {
     let chosen = home.ok(["port", "add", "web", "0:80"]);
     let (host, guest) = chosen.trim().split_once(':').unwrap();
     assert_eq!(guest, "80");
-    wait_for("an answer", Duration::from_secs(20), || ask(host) == "hello\n");
+    wait_for("an answer", LONG, || ask(host) == "hello\n");
     home.ok(["port", "add", "web", "18080:80"]);
     home.fails(1, ["port", "add", "web", "18080:81"]);
     assert_eq!((ask(host), ask("18080")), ("hello\n".into(), "hello\n".into()));

@@ -508,6 +508,7 @@ fn products_that_are_older_than_the_index_says() {
 fn an_older_signature_is_no_newer_document() {
     let mut stream = Stream::new();
     let older = stream.sign(&stream.index);
+    // A signature's time counts seconds.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let current = Arc::new(AtomicBool::new(true));
     let flag = Arc::clone(&current);

@@ -6,10 +6,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Home, run, sha256, text, wait_for, watch, write};
+use support::{Home, LONG, run, sha256, text, wait_for, watch, write};
 
 const HTTPS_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/https-server");
 
@@ -35,7 +34,7 @@ impl Server {
         make("/CN=localhost", [&certificate, &key], &[names, signed].concat());
         let child = Command::new(HTTPS_SERVER).arg(dir).args([&certificate, &key, &port_file]).spawn().unwrap();
         watch::companion(&child);
-        wait_for("the server's port", Duration::from_secs(10), || Path::new(&port_file).exists());
+        wait_for("the server's port", LONG, || Path::new(&port_file).exists());
         let port = std::fs::read_to_string(&port_file).unwrap();
         Server { authority: authority.into(), url: format!("https://localhost:{port}"), child }
     }
@@ -74,7 +73,7 @@ impl Daemon {
             .unwrap();
         watch::companion(&child);
         let daemon = Daemon { dir, config, authority: authority.to_owned(), child };
-        wait_for("the Incus daemon", Duration::from_secs(60), || {
+        wait_for("the Incus daemon", LONG, || {
             daemon.command(&["admin", "waitready", "--timeout=1"]).output().unwrap().status.success()
         });
         daemon

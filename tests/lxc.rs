@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
 use support::sandbox::Sandbox;
-use support::{Home, Mirror, image, in_guest, lxc, names, small_roots, text, wait_for, write};
+use support::{Home, LONG, Mirror, image, in_guest, lxc, names, small_roots, text, wait_for, write};
 
 /// What every guest here is, unless it says otherwise.
 const MACHINE: [&str; 6] = ["--driver", "lxc", "--memory", "256M", "--cpus", "1"];
-const LIMIT: [&str; 2] = ["--timeout", "180s"];
+const LIMIT: [&str; 2] = ["--timeout", "20m"];
 
 struct Rig {
     // Before the sandbox: its guests go while there is still a bridge.
@@ -206,7 +206,7 @@ fn console(rig: &Rig, name: &str) {
     let mut session = script.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut keys = session.stdin.take().unwrap();
     let log = rig.home.state().join("guests").join(name).join("console.log");
-    wait_for("what was typed", Duration::from_secs(60), || {
+    wait_for("what was typed", LONG, || {
         // Again and again: it may not listen yet.
         std::io::Write::write_all(&mut keys, b"virga-typed-this\r").unwrap();
         std::thread::sleep(Duration::from_millis(500));
@@ -285,7 +285,7 @@ fn a_privileged_container_with_a_profile_and_what_starts_it_by_itself() {
     // Ended from outside, with nothing said to virga.
     rig.sandbox.run("lxc-stop", &["-P", path.to_str().unwrap(), "-n", "bare", "-k"]);
     assert_eq!(rig.state("bare"), "stopped");
-    wait_for("the end of its files", Duration::from_secs(20), || !rig.folder("bare").exists());
+    wait_for("the end of its files", LONG, || !rig.folder("bare").exists());
     let error = home.fails(1, ["start", "bare"]);
     assert!(error.contains("virga destroy bare"), "{error}");
     home.ok(["destroy", "bare"]);

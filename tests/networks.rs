@@ -40,7 +40,7 @@ fn guests_are_found_on_bridges_and_networks_by_both_families() {
     assert!(sandbox.run("virsh", &["net-list"]).contains("six"), "the network was not started");
 
     for (name, address) in [("direct", "10.77.0."), ("kept", "10.77.0."), ("six", "[fd00:77::1")] {
-        home.ok(["wait", name, "--timeout", "9m", "--for", "ssh"]);
+        home.ok(["wait", name, "--timeout", "20m", "--for", "ssh"]);
         assert_eq!(in_guest(&home, name, "hostname"), format!("{name}\n"));
         assert!(home.ok(["ip", name]).starts_with(address), "{name} is at {}", home.ok(["ip", name]));
     }

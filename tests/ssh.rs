@@ -14,7 +14,7 @@ fn ssh_knows_its_guest_and_passes_everything_on() {
     for name in ["one", "two"] {
         home.ok(["create", name, "--image", image().to_str().unwrap()].into_iter().chain(WARM));
     }
-    home.ok(["wait", "one", "--timeout", "1m"]);
+    home.ok(["wait", "one", "--timeout", "20m"]);
     host_key_is_pinned(&home);
     ssh_keeps_stdin_and_exit_code(&home);
     files_come_and_go(&home);
@@ -33,7 +33,7 @@ fn host_key_is_pinned(home: &Home) {
     std::fs::write(&known, swapped).unwrap();
     let output = home.output(["ssh", "one", "--", "true"]);
     assert_eq!(output.status.code(), Some(255), "{}", text(&output.stderr));
-    let error = home.fails(5, ["wait", "one", "--timeout", "1m"]);
+    let error = home.fails(5, ["wait", "one", "--timeout", "20m"]);
     assert!(error.contains("host key"), "{error}");
     std::fs::write(&known, right).unwrap();
     home.ok(["ssh", "one", "--", "true"]);

@@ -280,6 +280,7 @@ fn metadata_beyond_its_greatest_age_is_refused() {
     source("1h");
     home.ok(["sync", "--source", "lab"]);
     source("1s");
+    // `updated` counts seconds, and more than one must have passed.
     std::thread::sleep(Duration::from_millis(2100));
     let error = home.fails(5, ["sync", "--source", "lab"]);
     assert!(error.contains("too old") && error.contains("max-age"), "{error}");
@@ -345,7 +346,7 @@ fn a_container_image_is_published_verified_and_fetched_as_a_pair() {
     let error = home.fails(2, [&args[..], &["ftype=squashfs".into()]].concat());
     assert!(error.contains("--container"), "{error}");
 
-    // A version that has both kinds of roots is taken as a squashfs, once.
+    // A version that has both kinds of roots is taken as a squashfs, once. `updated` counts seconds.
     std::thread::sleep(Duration::from_millis(1100));
     home.ok(add_root(&mirror, &squashfs, &later));
     let report = home.ok(&args);

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{Home, WARM, clock_is_right, image, in_guest, text, wait_for};
+use support::{Home, LONG, WARM, clock_is_right, image, in_guest, text, wait_for};
 #[cfg(feature = "libvirt")]
 use support::{SOLO, sandbox::Sandbox};
 
@@ -19,7 +19,7 @@ const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 fn a_day_with_qemu() {
     let home = Home::with_key().warm();
     let image = image().to_str().unwrap();
-    home.ok(["create", "vs-qemu", "--image", image, "--wait", "--timeout", "5m"].into_iter().chain(WARM));
+    home.ok(["create", "vs-qemu", "--image", image, "--wait", "--timeout", "20m"].into_iter().chain(WARM));
     let error = home.fails(1, ["start", "--autostart", "vs-qemu"]);
     assert!(error.contains("qemu driver cannot"), "{error}");
     assert_eq!(home.json(["info", "vs-qemu"])["autostart"], serde_json::Value::Null);
@@ -35,7 +35,7 @@ fn a_day_with_libvirt() {
     let sandbox = Sandbox::new(&home.path("home"));
     let home = home.inside(&sandbox);
     let args = ["create", "vs-libvirt", "--driver", "libvirt", "--image", image().to_str().unwrap()];
-    home.ok(args.into_iter().chain(SOLO).chain(["--wait", "--timeout", "5m"]));
+    home.ok(args.into_iter().chain(SOLO).chain(["--wait", "--timeout", "20m"]));
     for (option, on) in [("--autostart", true), ("--no-autostart", false)] {
         home.ok(["start", option, "vs-libvirt"]);
         assert_eq!(home.json(["info", "vs-libvirt"])["autostart"], on);
@@ -93,6 +93,7 @@ fn held_and_let_go(home: &Home, name: &str) {
     assert_eq!(state(home, name), "paused");
     let error = home.fails(1, ["ip", name]);
     assert!(error.contains("suspended") && error.contains(&format!("hint: virga resume {name}")), "{error}");
+    // So long that a clock that stood still, or was put back, is off by more than is let pass.
     std::thread::sleep(Duration::from_secs(3));
     home.ok(["resume", name]);
     home.ok(["resume", name]);
@@ -142,7 +143,7 @@ impl Console {
     }
 
     fn says(&self, words: &str) {
-        wait_for(words, Duration::from_secs(60), || text(&self.shown.lock().unwrap()).contains(words));
+        wait_for(words, LONG, || text(&self.shown.lock().unwrap()).contains(words));
     }
 
     fn types(&mut self, keys: &[u8]) {
@@ -196,6 +197,7 @@ fn kept_and_put_back(home: &Home, name: &str) {
     let taken: String = listed[0]["taken"].as_str().unwrap().chars().take(10).collect();
     assert_eq!(taken, support::run("date", ["-u", "+%Y-%m-%d"]).trim());
     in_guest(home, name, "echo after | tee /dev/shm/note >disk; sync");
+    // So long that a clock that stood still, or was put back, is off by more than is let pass.
     std::thread::sleep(Duration::from_secs(3));
     home.ok(["snapshot", "restore", name, "one"]);
     assert_eq!(in_guest(home, name, note), "before\nbefore\n");
@@ -220,6 +222,7 @@ fn saved(home: &Home, name: &str) {
     for args in [&["snapshot", "create", name][..], &["snapshot", "restore", name, "one"]] {
         assert!(home.fails(1, args).contains("is saved"));
     }
+    // So long that a clock that stood still, or was put back, is off by more than is let pass.
     std::thread::sleep(Duration::from_secs(3));
     home.ok(["start", name]);
     assert_eq!(in_guest(home, name, BOOT), boot);

@@ -4,12 +4,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use super::sandbox::Sandbox;
-use super::{Home, Mirror, run, text, wait_for, write};
+use super::{Home, LONG, Mirror, run, text, wait_for, write};
 
 /// What runs first in the namespaces. `$1` is the sandbox's folder. The members are at 10.98.0.1 and 10.98.0.2.
 const SET_UP: &str = r#"
@@ -60,7 +59,7 @@ for number in 1 2; do
     ip link set "out$number" master br0 up
 done
 at() { member=$1; shift; nsenter --target "$(cat "$dir/member-$member")" --mount --net -- "$@"; }
-at 1 incus admin waitready --timeout=60
+at 1 incus admin waitready --timeout=600
 at 1 incus admin init --preseed <<END
 config: {core.https_address: "10.98.0.1:8443"}
 cluster: {server_name: m1, enabled: true}
@@ -71,7 +70,7 @@ profiles:
     root: {type: disk, path: /, pool: default}
 END
 token=$(at 1 incus cluster add m2 | tail -n 1)
-at 2 incus admin waitready --timeout=60
+at 2 incus admin waitready --timeout=600
 at 2 incus admin init --preseed <<END
 cluster: {enabled: true, server_address: "10.98.0.2:8443", cluster_token: "$token", member_config: []}
 END
@@ -155,11 +154,11 @@ impl Cluster {
 
     /// Waits until every member answers, and every one through every other.
     pub fn whole(&self) {
-        wait_for("the cluster's members", Duration::from_secs(60), || {
+        wait_for("the cluster's members", LONG, || {
             [(1, "m2"), (2, "m1")].iter().all(|(member, other)| {
                 let state = format!("/1.0/cluster/members/{other}/state");
                 self.command(*member, "timeout")
-                    .args(["10", "incus", "query", &state])
+                    .args(["60", "incus", "query", &state])
                     .output()
                     .unwrap()
                     .status

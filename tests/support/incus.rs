@@ -28,7 +28,7 @@ for daemon in /usr/libexec/incus/incusd /usr/lib/incus/incusd; do
 done
 "$daemon" >"$dir/incusd.log" 2>&1 &
 echo $! >"$dir/incusd.pid"
-incus admin waitready --timeout=60
+incus admin waitready --timeout=600
 incus admin init --preseed <<END
 storage_pools: [{name: default, driver: btrfs, config: {size: 4GiB}}]
 networks: [{name: virga0, type: bridge, config: {ipv4.address: 10.97.0.1/24, ipv4.nat: "false", ipv6.address: none}}]

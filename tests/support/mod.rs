@@ -26,6 +26,9 @@ pub const LONG: Duration = Duration::from_secs(600);
 /// The program under test.
 pub const VIRGA: &str = env!("CARGO_BIN_EXE_virga");
 
+/// So long that only a fault takes it, on any machine and under any load. No test knows how fast the machine is.
+pub const LONG: Duration = Duration::from_secs(600);
+
 /// A clean home and state folder; on drop all its guests are destroyed and
 /// nothing of them may be left.
 pub struct Home {
@@ -361,7 +364,7 @@ impl Mirror {
             .spawn()
             .unwrap();
         watch::companion(&server);
-        wait_for("the server's port", Duration::from_secs(10), || port_file.exists());
+        wait_for("the server's port", LONG, || port_file.exists());
         let port = std::fs::read_to_string(&port_file).unwrap();
         Mirror { dir, key, url: format!("http://127.0.0.1:{}/", port.trim()), server }
     }

@@ -6,9 +6,8 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use super::{run, text, wait_for, watch};
+use super::{LONG, run, text, wait_for, watch};
 
 /// The ordinary user `virga-test`, who exists in the namespaces alone.
 const UID: &str = "54321";
@@ -64,7 +63,7 @@ impl Sandbox {
     /// Needs root, for the namespaces and for `qemu:///system`. `home`: the home folder of the user there.
     pub fn new(home: &Path) -> Self {
         let sandbox = Sandbox::made("the test's own libvirt", SET_UP, home);
-        wait_for("libvirtd", Duration::from_secs(60), || {
+        wait_for("libvirtd", LONG, || {
             sandbox.command("virsh").args(["-c", "qemu:///system", "uri"]).output().unwrap().status.success()
         });
         sandbox
@@ -86,7 +85,7 @@ impl Sandbox {
             .unwrap();
         watch::companion(&child);
         let mut sandbox = Sandbox { dir, child, inside: 0, containers: false };
-        wait_for(what, Duration::from_secs(60), || {
+        wait_for(what, LONG, || {
             assert!(sandbox.child.try_wait().unwrap().is_none(), "the namespaces could not be made: is this root?");
             sandbox.dir.path().join("ready").exists()
         });

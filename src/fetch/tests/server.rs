@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-/// Nothing here waits longer.
-const LIMIT: Duration = crate::base::poll::LONG;
+/// Nothing here waits longer: so long that only a fault takes it.
+const LIMIT: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug)]
 pub struct Request {
