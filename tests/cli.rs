@@ -7,9 +7,10 @@ mod support;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::{Home, Mirror, names, run, sha256, small_image, text, wait_for, write};
+use support::moments::{Moments, killed_after};
+use support::{Home, LONG, Mirror, names, run, sha256, small_image, text, wait_for, write};
 
 const KEYS: [&str; 4] = ["os=debian", "release=bookworm", "version=12", "version_name=20261101"];
 
@@ -374,13 +375,19 @@ fn a_killed_create_leaves_a_named_thing_that_destroy_removes() {
     let home = Home::with_key();
     let image = home.path("i.qcow2");
     small_image(&image, "1M");
+    let args = ["create", "g", "--image", image.to_str().unwrap(), "--accel", "tcg", "--memory", "128M"];
+    // What it takes here and now.
+    let began = Instant::now();
+    home.ok(args);
+    let whole = began.elapsed();
+    home.ok(["destroy", "g"]);
+    let (mut kills, mut moments) = (0, Moments::new());
     let mut seen = std::collections::BTreeSet::new();
-    for delay in (0..60).step_by(3) {
-        let args = ["create", "g", "--image", image.to_str().unwrap(), "--accel", "tcg", "--memory", "128M"];
-        let mut child = home.virga(args).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(delay));
-        child.kill().unwrap();
-        child.wait().unwrap();
+    while kills < 20 || !seen.contains("half-made") {
+        kills += 1;
+        assert!(kills < 500, "no kill of {kills} hit a half-made guest: {seen:?}");
+        let (_, delay) = moments.next(whole);
+        killed_after(delay, &mut home.virga(args));
         let listed = home.json(["list"]);
         if let Some(guest) = listed.as_array().unwrap().first() {
             seen.insert(guest["state"].as_str().unwrap().to_owned());
@@ -389,7 +396,6 @@ fn a_killed_create_leaves_a_named_thing_that_destroy_removes() {
         home.ok(["destroy", "--if-exists", "g"]);
         home.assert_nothing_left();
     }
-    assert!(seen.contains("half-made"), "no kill hit a half-made guest: {seen:?}");
     home.ok(["create", "g", "--image", image.to_str().unwrap(), "--no-start"]);
 }
 
@@ -425,10 +431,17 @@ fn interrupting_a_sync_ends_it_soon_and_cleanly() {
     let keyring = mirror.dir.join("keyring.gpg");
     let args = ["sync", "--source", &url, "--keyring", keyring.to_str().unwrap()];
     let mut child = home.virga(args).stderr(Stdio::piped()).spawn().unwrap();
-    let _held = silent.accept().unwrap();
+    silent.set_nonblocking(true).unwrap();
+    let mut held = None;
+    wait_for("the first request", LONG, || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it asked for anything");
+        held = silent.accept().ok();
+        held.is_some()
+    });
     run("kill", ["-INT", &child.id().to_string()]);
-    wait_for("the end of the sync", Duration::from_secs(5), || child.try_wait().unwrap().is_some());
+    wait_for("the end of the sync", LONG, || child.try_wait().unwrap().is_some());
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(silent.accept().is_err(), "it was tried once more");
 }
 
 /// Runs virga in a mount namespace of its own, with a file system of 4 MiB as

@@ -7,13 +7,10 @@ mod support;
 
 use std::io::Write as _;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use support::moments::Moments;
-use support::{Home, Mirror, WARM, image, run, small_image, text, wait_for};
-
-/// So long nothing of a run may be there after its end came from outside.
-const CLEARED: Duration = Duration::from_secs(30);
+use support::{Home, LONG, Mirror, WARM, image, names, run, small_image, text, wait_for};
 
 /// `virga run` of the real Debian.
 fn warm<'a>(options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
@@ -39,7 +36,7 @@ fn signal(child: &Child, name: &str) {
 /// What a run has left is gone by itself, and what nobody was there to remove, with the next command.
 #[track_caller]
 fn all_goes(home: &Home) {
-    wait_for("the end of all processes", CLEARED, || home.processes().is_empty());
+    wait_for("the end of all processes", LONG, || home.processes().is_empty());
     home.ok(["list"]);
     home.assert_nothing_left();
 }
@@ -110,14 +107,25 @@ fn whatever_ends_a_run_nothing_is_left() {
     let home = Home::with_key();
     let image = home.path("image.qcow2");
     small_image(&image, "1M");
-    let mut moments = Moments::new();
+    // How long it takes here and now until the guest runs; from then on it only waits.
+    let began = Instant::now();
+    let child = home.virga(hopeless(image.to_str().unwrap(), &[])).stderr(Stdio::null()).process_group_of_its_own();
+    wait_for("the guest", LONG, || home.processes().iter().any(|line| line.contains("qemu-system")));
+    let whole = began.elapsed();
+    end_of(child, &home, "-KILL");
+    // Twice as long, so that the later moments are within the wait, whatever the first run took more than the others.
+    let step = whole / 10;
+    let (mut moments, mut made, mut running) = (Moments::new(), 0, 0);
     for number in 0..20 {
-        let how = ["-KILL", "-INT", "-KILL", "-HUP"][number % 4];
-        let (seed, delay) = moments.next(Duration::from_millis(1500));
+        let how = ["-KILL", "-INT", "-KILL", "-HUP"][number as usize % 4];
+        let (seed, within) = moments.next(step);
+        let delay = step * number + within;
         let mut child =
             home.virga(hopeless(image.to_str().unwrap(), &[])).stderr(Stdio::null()).process_group_of_its_own();
         std::thread::sleep(delay);
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself, seed {seed}");
+        made += usize::from(!names(&home.state().join("guests")).is_empty());
+        running += usize::from(home.processes().iter().any(|line| line.contains("qemu-system")));
         signal(&child, how);
         let status = child.wait().unwrap();
         if how == "-INT" {
@@ -126,6 +134,14 @@ fn whatever_ends_a_run_nothing_is_left() {
         }
         all_goes(&home);
     }
+    assert!(made > 1 && running > 0 && running < 20, "of 20 found {made} a guest and {running} one that ran");
+}
+
+/// Ends a run from outside, and sees that nothing stays.
+fn end_of(mut child: Child, home: &Home, how: &str) {
+    signal(&child, how);
+    child.wait().unwrap();
+    all_goes(home);
 }
 
 trait OfItsOwn {
@@ -161,7 +177,7 @@ fn the_next_command_removes_what_nobody_was_left_to_remove() {
     small_image(&image, "1M");
     let mut child = home.virga(hopeless(image.to_str().unwrap(), &["--name", "left"])).spawn().unwrap();
     let runs = || home.json(["list"])[0]["state"] == "running";
-    wait_for("the guest", Duration::from_secs(60), runs);
+    wait_for("the guest", LONG, runs);
     for process in home.keepers() {
         run("kill", ["-KILL", &process]);
     }
@@ -197,13 +213,14 @@ fn a_guest_with_a_time_to_live_goes_by_itself() {
     let image = home.path("image.qcow2");
     small_image(&image, "1M");
     let machine = ["--image", image.to_str().unwrap(), "--accel", "tcg", "--memory", "128M"];
+    home.ok(["create", "long", "--ttl", "24h"].iter().chain(&machine));
+    assert!(home.json(["info", "long"])["expires"].is_string());
     home.ok(["create", "short", "--ttl", "5s"].iter().chain(&machine));
-    home.ok(["create", "long", "--ttl", "1h"].iter().chain(&machine));
-    assert!(home.json(["info", "short"])["expires"].is_string());
-    wait_for("its end", CLEARED, || home.json(["list"]).as_array().unwrap().len() == 1);
-    assert_eq!(home.json(["list"])[0]["name"], "long");
+    // By itself: a command that looks would remove it.
+    wait_for("its end", LONG, || names(&home.state().join("guests")) == ["long"]);
+    assert_eq!(home.json(["list"]).as_array().unwrap().len(), 1);
     home.ok(["destroy", "long"]);
-    wait_for("its keeper's end", CLEARED, || home.processes().is_empty());
+    wait_for("its keeper's end", LONG, || home.processes().is_empty());
     home.assert_nothing_left();
 }
 
