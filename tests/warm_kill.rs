@@ -220,8 +220,10 @@ fn was_interrupted(home: &Home, before: &str, signals: &[&str]) -> bool {
     wait_for("the file", LONG, || folder.join("saved.new").exists() || child.try_wait().unwrap().is_some());
     // However quick the machine is, the signals come before the end.
     if signal(home, "-STOP") {
-        for signal in signals.iter().filter(|_| child.try_wait().unwrap().is_none()) {
-            run("kill", [signal, &child.id().to_string()]);
+        for signal in signals {
+            if child.try_wait().unwrap().is_none() {
+                run("kill", [(*signal).to_owned(), child.id().to_string()]);
+            }
         }
         signal(home, "-CONT");
     }

@@ -20,9 +20,6 @@ use std::time::{Duration, Instant};
 
 use sandbox::Sandbox;
 
-/// So long that only a fault takes it, on the slowest machine too.
-pub const LONG: Duration = Duration::from_secs(600);
-
 /// The program under test.
 pub const VIRGA: &str = env!("CARGO_BIN_EXE_virga");
 
