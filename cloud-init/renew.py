@@ -132,11 +132,12 @@ def wait_for_the_boot():
 
 def open_channel():
     call("modprobe", "virtio_console")
-    for _ in range(100):
-        if os.path.exists(PORT):
-            return os.open(PORT, os.O_RDWR)
+    if not os.path.isdir("/sys/bus/virtio/drivers/virtio_console"):
+        raise RuntimeError("the kernel has no virtio-serial driver")
+    # udev names it when it gets to it. How long that may take is the host's to say.
+    while not os.path.exists(PORT):
         time.sleep(0.1)
-    raise RuntimeError("there is no %s: the kernel has no virtio-serial driver" % PORT)
+    return os.open(PORT, os.O_RDWR)
 
 
 def tie(device, action):
@@ -170,6 +171,10 @@ def seed_disk():
 
 def is_active(unit):
     return call("systemctl", "is-active", unit).strip() == "active"
+
+
+def has_failed(unit):
+    return call("systemctl", "is-failed", unit).strip() == "failed"
 
 
 def main_pid(unit):
@@ -213,13 +218,14 @@ def hold_network():
     write(HELD + "/virga.conf", "[Service]\nExecStart=\n%s\n" % line)
     need("systemctl", "daemon-reload")
     need("systemctl", "start", "--no-block", NETWORK)
-    for _ in range(500):
-        try:
-            # Fails until somebody reads.
-            return os.open(HOLD, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.02)
-    raise RuntimeError("the network service cannot be held")
+    while not has_failed(NETWORK):
+        for _ in range(50):
+            try:
+                # Fails until somebody reads.
+                return os.open(HOLD, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                time.sleep(0.02)
+    raise RuntimeError("the network service cannot be held: it failed")
 
 
 def keep_name_and_address(name, files):
@@ -364,12 +370,18 @@ def network_card(device, name, address):
 
 
 def online(name):
-    """Waits until the network service is through. Only then cloud-init's result is there again, as after a boot."""
+    """Waits until the network service is through, be it in vain. Only then cloud-init's result is there again, as after a
+    boot: whoever waits for it has a limit."""
     state = "/run/systemd/netif/links/" + read("/sys/class/net/%s/ifindex" % name).strip()
-    for _ in range(300):
-        if os.path.exists(state) and "ADMIN_STATE=configured" in read(state):
-            break
-        time.sleep(0.1)
+    while not has_failed(NETWORK):
+        for _ in range(20):
+            said = read(state) if os.path.exists(state) else ""
+            if re.search("^ADMIN_STATE=(configured|failed|unmanaged)$", said, re.M):
+                break
+            time.sleep(0.1)
+        else:
+            continue
+        break
     os.rename(RESULT + ".virga", RESULT)
 
 

@@ -9,18 +9,20 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
+mod captured;
 mod pump;
 
 pub use pump::{Pipes, exit_code, interrupt_all, shell_word};
 
+use self::captured::Captured;
 use super::poll::{self, Deadline};
 use super::{Context as _, Error, Kind, Result, interrupt};
 
-/// Most bytes kept of each of a program's two outputs.
-const OUTPUT_LIMIT: u64 = 16 << 20;
+/// A killed program is gone in a moment; for so long one may hang in the kernel, on a disk that does not answer.
+const BURIAL: Duration = Duration::from_secs(60);
 
 /// A program about to be run.
 #[derive(Debug)]
@@ -85,14 +87,15 @@ impl Cmd {
     /// [`Kind::Unavailable`] when the program is not there, [`Kind::TimedOut`]
     /// when it was killed for taking too long, [`Kind::Interrupted`] on Ctrl-C.
     pub fn output(mut self) -> Result<Output> {
+        let (mut stdout, mut stderr) = (Captured::new()?, Captured::new()?);
         let mut child = self
             .command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| not_started(&self.program, error))?;
-        let stdout = collect(child.stdout.take());
-        let stderr = collect(child.stderr.take());
+        stdout.begin(child.stdout.take());
+        stderr.begin(child.stderr.take());
         let ended = poll::until(&Deadline::after(self.timeout), Duration::from_millis(2), || {
             child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
         });
@@ -108,8 +111,7 @@ impl Cmd {
                 )));
             }
         };
-        let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
-        Ok(Output { status, stdout: join(stdout), stderr: join(stderr) })
+        Ok(Output { status, stdout: stdout.finish(), stderr: stderr.finish() })
     }
 
     /// Runs to the end and returns the output of a program that ended with 0.
@@ -132,6 +134,7 @@ impl Cmd {
     /// # Errors
     /// [`Kind::Unavailable`] when the program is not there.
     pub fn spawn(mut self) -> Result<Running> {
+        let (mut stdout, mut stderr) = (Captured::new()?, Captured::new()?);
         let mut child = self
             .command
             .stdin(Stdio::piped())
@@ -139,7 +142,8 @@ impl Cmd {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| not_started(&self.program, error))?;
-        let (stdout, stderr) = (Captured::begin(child.stdout.take()), Captured::begin(child.stderr.take()));
+        stdout.begin(child.stdout.take());
+        stderr.begin(child.stderr.take());
         Ok(Running { stdin: child.stdin.take(), child, stdout, stderr })
     }
 
@@ -149,14 +153,15 @@ impl Cmd {
     /// # Errors
     /// [`Kind::Unavailable`] when the program is not there.
     pub fn read(mut self) -> Result<Reading> {
+        let mut stderr = Captured::new()?;
         let mut child = self
             .command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| not_started(&self.program, error))?;
-        let (stdout, stderr) = (child.stdout.take(), Captured::begin(child.stderr.take()));
-        Ok(Reading { program: self.program, child, stdout, stderr })
+        stderr.begin(child.stderr.take());
+        Ok(Reading { program: self.program, stdout: child.stdout.take(), child, stderr })
     }
 
     /// Starts it to live on after us: in a process group of its own (Ctrl-C at
@@ -185,6 +190,7 @@ impl Cmd {
         let what = || "connecting to a program".to_owned();
         let (ours, theirs) = UnixStream::pair().context(what)?;
         let input = theirs.try_clone().context(what)?;
+        let mut stderr = Captured::new()?;
         let mut child = self
             .command
             .stdin(OwnedFd::from(input))
@@ -192,16 +198,16 @@ impl Cmd {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| not_started(&self.program, error))?;
-        let stderr = collect(child.stderr.take());
+        stderr.begin(child.stderr.take());
         let ended = poll::until(&Deadline::after(patience), Duration::from_millis(5), || {
             child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
         })?;
         if let Some(status) = ended.filter(|status| !status.success()) {
-            let words = last_words(&stderr.join().unwrap_or_default());
+            let words = last_words(&stderr.finish());
             return Err(Error::failed(format!("{} failed ({status})", shown(&self.program))).because(words));
         }
-        // Whoever ends is buried.
-        std::thread::spawn(move || child.wait());
+        // Whoever ends is buried, and heard until then.
+        std::thread::spawn(move || (child.wait(), stderr));
         Ok(ours)
     }
 
@@ -332,47 +338,6 @@ impl Drop for Reading {
     }
 }
 
-/// A pipe that is read on a thread into memory that can be looked at meanwhile.
-#[derive(Debug)]
-struct Captured {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    reader: Option<mpsc::Receiver<()>>,
-}
-
-impl Captured {
-    fn begin<R: Read + Send + 'static>(pipe: Option<R>) -> Self {
-        let bytes = Arc::new(Mutex::new(Vec::new()));
-        let (done, reader) = mpsc::channel();
-        if let Some(mut pipe) = pipe {
-            let bytes = Arc::clone(&bytes);
-            std::thread::spawn(move || {
-                let mut piece = [0; 8192];
-                while let Ok(n @ 1..) = pipe.read(&mut piece) {
-                    let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
-                    if (bytes.len() as u64) < OUTPUT_LIMIT {
-                        bytes.extend_from_slice(&piece[..n]);
-                    }
-                }
-                let _ = done.send(());
-            });
-        }
-        Captured { bytes, reader: Some(reader) }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What was written, once the program has ended. A child that it left
-    /// behind may hold the pipe open: that is not waited for.
-    fn finish(&mut self) -> Vec<u8> {
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.recv_timeout(Duration::from_millis(500));
-        }
-        std::mem::take(&mut *self.lock())
-    }
-}
-
 fn pid_of(child: &Child) -> Option<rustix::process::Pid> {
     rustix::process::Pid::from_raw(i32::try_from(child.id()).ok()?)
 }
@@ -425,21 +390,13 @@ fn shown(program: &OsStr) -> String {
     format!("'{}'", Path::new(program).display())
 }
 
-/// Reads on a thread so that a full pipe never blocks the program; what is over the limit is read and dropped.
-fn collect<R: Read + Send + 'static>(pipe: Option<R>) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            let _ = pipe.by_ref().take(OUTPUT_LIMIT).read_to_end(&mut bytes);
-            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
-        }
-        bytes
-    })
-}
-
+/// Kills and reaps it. One that is stuck in the kernel is left to it: whoever waits for us has waited long enough.
 fn end(child: &mut Child) {
     let _ = child.kill();
-    let _ = child.wait();
+    let reaped = || Ok(child.try_wait().unwrap_or_default());
+    if let Ok(None) = poll::to_the_end(&Deadline::after(BURIAL), Duration::from_millis(2), reaped) {
+        tracing::warn!(pid = child.id(), "a program does not end although it was killed");
+    }
 }
 
 /// The last non-empty lines of a program's standard error, fit for a message.
@@ -499,6 +456,20 @@ mod tests {
         let left = output.text();
         assert!(output.status.success());
         Cmd::new("kill").arg(left.trim()).run().expect("it is still there");
+    }
+
+    /// All that was said before the end is there, however much: no moment is waited for in which it might come.
+    #[test]
+    fn last_words_are_whole() {
+        for _ in 0..50 {
+            let mut sh = Cmd::new("sh").args(["-c", "sleep 36000 & seq 5000; echo $! >&2"]).spawn().unwrap();
+            let output = poll::until(&Deadline::after(LONG), Duration::from_millis(1), || sh.poll()).unwrap().unwrap();
+            Cmd::new("kill").arg(String::from_utf8_lossy(&output.stderr).trim()).run().unwrap();
+            assert!(output.text().ends_with("\n5000\n"), "{}", output.text().len());
+        }
+        // The same without looking in between, past a grandchild that holds the pipe.
+        let output = Cmd::new("sh").args(["-c", "sleep 36000 & echo $!"]).run().unwrap();
+        Cmd::new("kill").arg(output.text().trim()).run().unwrap();
     }
 
     #[test]

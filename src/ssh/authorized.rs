@@ -78,18 +78,17 @@ pub fn collect(sources: &Sources) -> Result<AuthorizedKeys> {
     Ok(found)
 }
 
-/// The user's own keys; none is an empty list. Asks the agent for at most a
-/// second. Makes nothing.
+/// The user's own keys; none is an empty list. Makes nothing.
 ///
 /// # Errors
 /// [`Kind::Usage`] naming file and line when a named file is absent, has no
-/// key, or has a line that is not one.
+/// key, or has a line that is not one; [`Kind::TimedOut`] when there is an agent that does not answer.
 pub fn find(sources: &Sources) -> Result<AuthorizedKeys> {
     if !sources.files.is_empty() {
         return from_files(sources.files);
     }
     let mut notes = Vec::new();
-    let keys = from_agent(sources.agent, &mut notes);
+    let keys = from_agent(sources.agent, &mut notes)?;
     if !keys.is_empty() {
         return Ok(AuthorizedKeys { keys, origin: Origin::Agent, identities: Vec::new(), notes });
     }
@@ -108,14 +107,16 @@ fn from_files(files: &[PathBuf]) -> Result<AuthorizedKeys> {
     Ok(AuthorizedKeys { keys: once_each(lines), origin: Origin::Files, identities, notes: Vec::new() })
 }
 
-fn from_agent(socket: Option<&Path>, notes: &mut Vec<String>) -> Vec<String> {
-    let Some(socket) = socket else { return Vec::new() };
+fn from_agent(socket: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<String>> {
+    let Some(socket) = socket else { return Ok(Vec::new()) };
     let held = match agent::list(socket) {
         Ok(held) => held,
+        // Somebody is there: other keys in their place would be a guess.
+        Err(error) if error.kind() == Kind::TimedOut => return Err(error),
         Err(error) => {
             // A left-over SSH_AUTH_SOCK is common, and no reason to stop.
             notes.push(format!("{error}: its keys are not used"));
-            return Vec::new();
+            return Ok(Vec::new());
         }
     };
     let mut lines = Vec::new();
@@ -131,7 +132,7 @@ fn from_agent(socket: Option<&Path>, notes: &mut Vec<String>) -> Vec<String> {
             Err(why) => notes.push(format!("the agent's key {} is not used: {why}", quoted(&comment))),
         }
     }
-    once_each(lines)
+    Ok(once_each(lines))
 }
 
 fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<(Vec<String>, Vec<PathBuf>)> {

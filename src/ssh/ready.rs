@@ -22,6 +22,8 @@ use crate::base::{Error, Result};
 
 /// How often the guest is asked whether it lives, where it is, and how far cloud-init is.
 const STEP: Duration = Duration::from_millis(100);
+/// How often a guest that does not answer is asked where it is.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A refused login costs us 5 s of OpenSSH's patience (`PerSourcePenalties`,
 /// sshd_config(5)), which ends at 15 s: so no more than one in 5 s for long.
 const AUTH_PAUSE: Duration = Duration::from_secs(5);
@@ -150,9 +152,9 @@ impl<'a> Waiter<'a> {
 
     fn run(mut self) -> Result<Ready> {
         self.tell("the guest's address");
-        let addr = self.until(STEP, || (self.request.endpoint)())?;
+        let mut addr = self.until(STEP, || (self.request.endpoint)())?;
         let outcome = loop {
-            let answered = self.answer(addr)?;
+            let answered = self.answer(&mut addr)?;
             if self.request.goal == Goal::Boot {
                 break None;
             }
@@ -206,10 +208,22 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    fn answer(&mut self, addr: SocketAddr) -> Result<Answered> {
+    fn answer(&mut self, addr: &mut SocketAddr) -> Result<Answered> {
         self.tell("the SSH server");
-        let mut prober = Prober::new(addr);
-        let Some(answered) = self.watch(TICK, || prober.tick())? else {
+        let mut prober = Prober::new(*addr);
+        let mut asked = Instant::now();
+        let answered = self.watch(TICK, || {
+            // One that was started anew meanwhile has another port.
+            if asked.elapsed() >= AGAIN {
+                asked = Instant::now();
+                if let Some(now) = (self.request.endpoint)()?.filter(|now| now != addr) {
+                    *addr = now;
+                    prober = Prober::new(now);
+                }
+            }
+            prober.tick()
+        })?;
+        let Some(answered) = answered else {
             self.last.get_or_insert(prober.answer().to_string());
             return Err(self.timed_out());
         };

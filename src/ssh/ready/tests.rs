@@ -311,3 +311,27 @@ fn goals_by_name() {
     }
     assert_eq!("x".parse::<Goal>().unwrap_err().kind(), Kind::Usage);
 }
+
+/// As `restart` does it to a guest that is waited for.
+#[test]
+fn another_port_is_found() {
+    let guest = Guest::new(Sshd::start());
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let asked = Cell::new(0);
+    let endpoint = || {
+        asked.set(asked.get() + 1);
+        Ok(Some(if asked.get() > 2 { guest.sshd.addr } else { nobody }))
+    };
+    let deadline = Deadline::after(LONG);
+    let request = WaitRequest {
+        goal: Goal::Ssh,
+        deadline: &deadline,
+        endpoint: &endpoint,
+        alive: &|| Ok(true),
+        login: &guest.login,
+        instance: &guest.id,
+        stage: &guest.stages,
+    };
+    Waiter::new(&request, guest.root.path().to_str().unwrap()).run().unwrap();
+    assert_eq!(asked.get(), 3);
+}
