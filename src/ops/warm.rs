@@ -9,7 +9,7 @@ use super::origin::Base;
 use super::{Env, machine, template};
 use crate::base::nic::Network;
 use crate::base::plan::{InstanceId, random};
-use crate::base::poll::{Deadline, Laps};
+use crate::base::poll::Laps;
 use crate::base::{Error, Kind, Result, fs};
 use crate::driver::{Begin, Driver, Saved, Started, Status};
 use crate::guest::Record;
@@ -17,8 +17,8 @@ use crate::seed;
 use crate::template::renewal::{self, OrderedKey, Orders};
 use crate::template::{self as store, Template};
 
-/// A guest that is not renewed by then is killed: nobody knows what it is.
-/// Half a second is usual; a machine that runs many emulated guests takes longer.
+/// A clone that is silent for so long while it is renewed is killed: nobody knows what it is.
+/// Half a second is usual for all of it; a machine that runs many emulated guests takes longer.
 const RENEWAL: Duration = Duration::from_secs(30);
 
 /// The template to start from, made first where there is none. `None`, with the
@@ -132,22 +132,21 @@ pub(super) fn start(
         job.env.reporter.note(note);
     }
     let orders = orders(job, record, template, host_keys)?;
-    let deadline = Deadline::after(RENEWAL);
-    // Before it runs: it finds its orders as soon as it looks for them.
+    // Before it runs: what it says is not lost.
     let mut channel = driver.channel(&record.plan)?;
     driver.release(&record.plan)?;
     let alive = || match driver.glance(&record.plan)?.is_none_or(Status::is_alive) {
         true => Ok(()),
         false => Err(Error::failed("the guest ended while it was renewed")),
     };
-    let receipt = renewal::renew(&mut channel, &orders, &deadline, &alive).map_err(|error| {
+    let receipt = renewal::renew(&mut channel, &orders, RENEWAL, &alive).map_err(|error| {
         template::evidence(job.env, driver, &record.plan, &error);
         error.hint(format!("if it happens each time, make a new template: virga template remove {}", template.id))
     })?;
     // Nobody reached it before, nor it anybody.
     driver.connect(&record.plan)?;
     laps.lap("renewal");
-    tracing::debug!(guest = %record.name(), drawn = receipt.drawn, clock = receipt.clock, took = ?deadline.elapsed(), "renewed");
+    tracing::debug!(guest = %record.name(), drawn = receipt.drawn, clock = receipt.clock, "renewed");
     Ok(started)
 }
 

@@ -13,6 +13,8 @@ use crate::base::{Context as _, Error, Result, interrupt};
 
 /// Longest line: what is expected has a few hundred bytes.
 const LINE_LIMIT: usize = 64 << 10;
+/// A clone says less than this until it is renewed; one that never ends is none.
+const WORDS: usize = 20;
 /// How often it is asked whether the guest lives: that costs it more than us.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -114,27 +116,28 @@ pub fn await_ready(channel: &mut UnixStream, deadline: &Deadline, alive: &dyn Fn
 }
 
 /// Tells a clone who it is, and waits until it is. It asks for the time when it is about to set its clock.
-/// Its cable is to be out until then.
+/// Its cable is to be out until then. `patience` is for its silence: each word of it begins that anew.
 ///
 /// # Errors
 /// As [`await_ready`].
 pub fn renew(
     channel: &mut UnixStream,
     orders: &Orders,
-    deadline: &Deadline,
+    patience: Duration,
     alive: &dyn Fn() -> Result<()>,
 ) -> Result<Receipt> {
-    tell(channel, orders, deadline)?;
-    loop {
-        match listen(channel, deadline, alive)? {
+    tell(channel, orders, patience)?;
+    for _ in 0..WORDS {
+        match listen(channel, &Deadline::after(patience), alive)? {
             Said::Renewed(receipt) => return Ok(receipt),
-            Said::Asks(Question::Time) => tell(channel, &Time::now()?, deadline)?,
+            Said::Asks(Question::Time) => tell(channel, &Time::now()?, patience)?,
             Said::Failed(why) => {
                 return Err(Error::failed("the guest could not be renewed").because(quoted(&why)));
             }
             Said::Ready(_) => return Err(nonsense()),
         }
     }
+    Err(nonsense())
 }
 
 #[derive(Serialize)]
@@ -150,10 +153,10 @@ impl Time {
     }
 }
 
-fn tell(channel: &mut UnixStream, what: &impl Serialize, deadline: &Deadline) -> Result<()> {
+fn tell(channel: &mut UnixStream, what: &impl Serialize, patience: Duration) -> Result<()> {
     let mut line = serde_json::to_vec(what).context(|| "writing to the guest".into())?;
     line.push(b'\n');
-    channel.set_write_timeout(Some(deadline.left().max(TICK))).map_err(broken)?;
+    channel.set_write_timeout(Some(patience)).map_err(broken)?;
     channel.write_all(&line).map_err(broken)
 }
 

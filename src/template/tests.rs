@@ -193,7 +193,7 @@ fn a_clone_gets_its_orders_and_the_time_when_it_asks() {
         (&guest).write_all(b"{\"renewed\": {\"drawn\": \"ab\", \"clock\": 0.1}}\n").unwrap();
         (said, times)
     });
-    let receipt = renew(&mut ours, &orders(), &Deadline::after(LONG), &|| Ok(())).unwrap();
+    let receipt = renew(&mut ours, &orders(), LONG, &|| Ok(())).unwrap();
     assert_eq!(receipt.drawn, "ab");
     let (said, times) = talk.join().unwrap();
     assert_eq!((&said["hostname"], &said["entropy"]), (&"web".into(), &"QUJD".into()));

@@ -17,8 +17,8 @@ use crate::base::{Error, GuestPlan, Kind, Result, fs};
 use crate::driver::accel::Accelerator;
 use crate::driver::{Begin, Saved};
 
-/// QEMU needs some 50 ms to be there; much more only on a machine that is drowning.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// QEMU needs some 50 ms to be there, seconds on a machine that is drowning. After this it is given up, with an error.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Makes the folder for the sockets, with a label that says whose it is. Again is success.
 ///

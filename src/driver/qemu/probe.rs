@@ -1,7 +1,6 @@
 //! What `doctor` and `create` want to know of QEMU on this machine.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::{args, launch, system};
 use crate::base::cmd::Cmd;
@@ -38,7 +37,7 @@ pub(super) fn findings(layout: &Layout, depth: ProbeDepth) -> Vec<Finding> {
 /// # Errors
 /// [`Kind::Unsupported`] for a QEMU that is too old to save machines that are loaded many times.
 pub(super) fn can_make_templates(path: &Path) -> Result<()> {
-    let said = Cmd::new(path).arg("--version").timeout(Duration::from_secs(10)).run()?.text();
+    let said = Cmd::new(path).arg("--version").run()?.text();
     match parse_version(&said) {
         Some(version) if version < TEMPLATES => {
             Err(Error::new(Kind::Unsupported, "this QEMU is too old for templates").hint("they need QEMU 8.2 or later"))
@@ -48,7 +47,7 @@ pub(super) fn can_make_templates(path: &Path) -> Result<()> {
 }
 
 fn version(path: &Path) -> Finding {
-    let said = match Cmd::new(path).arg("--version").timeout(Duration::from_secs(10)).run() {
+    let said = match Cmd::new(path).arg("--version").run() {
         Ok(output) => output.text(),
         Err(error) => {
             let detail = format!("{error}: {}", error.causes().join(": "));
@@ -75,8 +74,7 @@ fn parse_version(line: &str) -> Option<(u32, u32)> {
 
 fn sandbox(path: &Path) -> Finding {
     // QEMU enters the sandbox before it lists its machines.
-    let tried =
-        Cmd::new(path).args(["-sandbox", args::SANDBOX, "-machine", "help"]).timeout(Duration::from_secs(10)).run();
+    let tried = Cmd::new(path).args(["-sandbox", args::SANDBOX, "-machine", "help"]).run();
     match tried {
         Ok(_) => finding("qemu sandbox", Level::Ok, "QEMU can be confined (seccomp)".into(), None),
         Err(error) => {
