@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use super::{Context as _, Error, Kind, Result};
@@ -57,11 +57,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// As [`write_atomic`], and what `fill` returns.
 pub fn write_atomic_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let folder = folder_of(path);
-    let mut temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .permissions(fs::Permissions::from_mode(mode))
-        .tempfile_in(folder)
-        .map_err(|error| explain(error, "writing", path))?;
+    let mut temporary = temporary_in(folder, mode).map_err(|error| explain(error, "writing", path))?;
     fill(temporary.as_file_mut())?;
     temporary.as_file().sync_all().map_err(|error| explain(error, "writing", path))?;
     temporary.persist(path).map_err(|error| explain(error.error, "writing", path))?;
@@ -74,15 +70,44 @@ pub fn write_atomic_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) ->
 /// [`Kind::Exists`] when it is there already; else why it cannot be made.
 pub fn write_once(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let folder = folder_of(path);
-    let mut temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .permissions(fs::Permissions::from_mode(mode))
-        .tempfile_in(folder)
-        .map_err(|error| explain(error, "writing", path))?;
+    let mut temporary = temporary_in(folder, mode).map_err(|error| explain(error, "writing", path))?;
     let written = temporary.write_all(bytes).and_then(|()| temporary.as_file().sync_all());
     written.map_err(|error| explain(error, "writing", path))?;
     temporary.persist_noclobber(path).map_err(|error| explain(error.error, "making", path))?;
     sync_dir(folder)
+}
+
+/// One that this process holds by a lock on it: that is how it is told from what a killed one has left.
+fn temporary_in(folder: &Path, mode: u32) -> io::Result<tempfile::NamedTempFile> {
+    loop {
+        let made = tempfile::Builder::new()
+            .prefix(TEMPORARY_PREFIX)
+            .permissions(fs::Permissions::from_mode(mode))
+            .tempfile_in(folder)?;
+        // Where there are no locks nobody sweeps either.
+        if made.as_file().lock().is_err() || made.as_file().metadata()?.nlink() > 0 {
+            return Ok(made);
+        }
+        // Somebody swept between the two steps.
+    }
+}
+
+/// Removes the temporary files of [`write_atomic`] in a folder whose process was killed; those that are being written
+/// stay. An absent folder has none.
+///
+/// # Errors
+/// When the folder cannot be read or a file not be removed.
+pub fn sweep_temporary(folder: &Path) -> Result<()> {
+    for name in list_dir(folder)?.iter().filter(|name| name.starts_with(TEMPORARY_PREFIX)) {
+        let path = folder.join(name);
+        // It may have got its name by now.
+        if let Ok(left) = File::open(&path)
+            && left.try_lock().is_ok()
+        {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The folder that holds `path`; the current one for a bare name.

@@ -259,6 +259,8 @@ pub fn hold(layout: &Layout, name: &GuestName) -> Result<Held> {
     let lock = lock(layout, name)?;
     // It may have gone while we waited.
     let record = get(layout, name)?;
+    // What a killed command was about to write may have secrets in it.
+    fs::sweep_temporary(&layout.guest(name))?;
     Ok(Held { record, layout: layout.clone(), _lock: lock })
 }
 

@@ -88,6 +88,7 @@ pub fn end_lease(layout: &Layout, id: &SessionId) -> Result<()> {
 /// # Errors
 /// When the folder of sessions cannot be read.
 pub fn over(layout: &Layout, now: Timestamp) -> Result<Vec<Session>> {
+    fs::sweep_temporary(&layout.sessions())?;
     let names = fs::list_dir(&layout.sessions())?;
     let ids = names.iter().filter_map(|name| name.strip_suffix(SessionFiles::LOCK)?.parse::<SessionId>().ok());
     let mut over = Vec::new();

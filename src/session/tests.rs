@@ -75,3 +75,20 @@ fn a_keeper_wakes_when_the_owner_goes_and_finds_nothing_when_that_cleared_up() {
         assert_eq!(keeper.join().unwrap(), (!clears).then_some(id));
     }
 }
+
+/// What a process was writing when it was killed goes; what one is writing now stays.
+#[test]
+fn half_written_files_are_swept() {
+    let folder = tempfile::tempdir().unwrap();
+    let layout = layout(&folder);
+    let _held = Session::begin(&layout).unwrap();
+    let [left, busy] = ["left", "busy"].map(|name| layout.sessions().join(format!("{}{name}", fs::TEMPORARY_PREFIX)));
+    fs::write_new(&left, b"{", 0o600).unwrap();
+    let writer = fs::create_new(&busy, 0o600).unwrap();
+    writer.lock().unwrap();
+    assert!(over(&layout, Timestamp::now()).unwrap().is_empty());
+    assert!(!left.exists() && busy.exists());
+    drop(writer);
+    over(&layout, Timestamp::now()).unwrap();
+    assert!(!busy.exists());
+}
