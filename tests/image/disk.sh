@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2016  # $(REPO_URI) is for apt-get to fill in, not for the shell
-# What the builders of disk images share: the cache, where packages come from, and a disk with GRUB on it.
+# What the builders of disk images share: the cache, where packages come from, and a disk.
 # Sourced by `build` and `tiny`, which name themselves in $builder first.
 
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8   # Debian's users have no sbin in their path
@@ -116,12 +116,12 @@ find_packages() {
 
 # --- the disk --------------------------------------------------------------------------------------------
 
-# make_disk MIB TREE: puts a partition table, this tree and the GRUB in it (boot.img and core.img) on the plain file
-# $disk. Partition numbers and order as on the distributions' images: the boot loader's first on the disk,
-# the root last, so that it can grow.
+loader_start=2048   # in sectors of 512 bytes
+
+# make_disk MIB LOADER_MIB TREE: puts a partition table and this tree on the plain file $disk. Partition numbers and order
+# as on the distributions' images: the boot loader's first on the disk, the root last, so that it can grow.
 make_disk() {
-    local loader_start=2048 root_start=4096   # in sectors of 512 bytes
-    local disk_sectors=$(($1 * 1024 * 2)) root_sectors core_sectors tree=$2 grub=$2/boot/grub/i386-pc
+    local root_start=$((loader_start + $2 * 1024 * 2)) disk_sectors=$(($1 * 1024 * 2)) root_sectors
     root_sectors=$((disk_sectors - root_start - 2048))
     disk=$work/space/disk.raw
     truncate -s $((disk_sectors * 512)) "$disk"
@@ -136,15 +136,18 @@ PARTITIONS
     # kernel in its first minutes.
     mmdebstrap --unshare-helper mke2fs -q -t ext4 -L cloudimg-rootfs \
         -O ^metadata_csum_seed,^orphan_file -E "offset=$((root_start * 512)),lazy_itable_init=0" \
-        -d "$tree" "$disk" $((root_sectors / 2))k
+        -d "$3" "$disk" $((root_sectors / 2))k
+}
 
-    # What grub-bios-setup does, on a plain file: boot.img into the first sector, told where core.img starts;
-    # core.img into its partition, its first sector told where the rest is.
-    core_sectors=$((($(stat -c %s "$grub/core.img") + 511) / 512))
-    [ $core_sectors -le $((root_start - loader_start)) ] || die "GRUB's core image does not fit its partition"
-    head -c 440 "$grub/boot.img" | write_at 0
+# load_by_grub FOLDER: what grub-bios-setup does, on a plain file: boot.img of this folder into the first sector, told where
+# core.img starts; core.img into its partition, its first sector told where the rest is.
+load_by_grub() {
+    local core_sectors
+    core_sectors=$((($(stat -c %s "$1/core.img") + 511) / 512))
+    [ $core_sectors -le 2048 ] || die "GRUB's core image does not fit its partition"
+    head -c 440 "$1/boot.img" | write_at 0
     little_endian $loader_start 8 | write_at $((0x5c))
-    dd if="$grub/core.img" of="$disk" bs=512 seek=$loader_start conv=notrunc status=none
+    write_at $((loader_start * 512)) <"$1/core.img"
     { little_endian $((loader_start + 1)) 8; little_endian $((core_sectors - 1)) 2; } |
         write_at $((loader_start * 512 + 500))
 }
@@ -158,7 +161,7 @@ little_endian() { # VALUE BYTES
 }
 
 write_at() { # BYTE_OFFSET
-    dd of="$disk" bs=1 seek="$1" conv=notrunc status=none
+    dd of="$disk" bs=64k seek="$1" oflag=seek_bytes conv=notrunc status=none
 }
 
 # compress_disk FILE
