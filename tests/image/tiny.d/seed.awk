@@ -1,6 +1,6 @@
 # Reads a NoCloud seed: awk -v seed=FOLDER -v out=FOLDER -f seed.awk
 #
-# What it says becomes a tree that a shell can read: a mapping is a folder, a list one of numbered entries, anything
+# Prints a script that makes a tree that a shell can read: a mapping is a folder, a list one of numbered entries, anything
 # else a file. out/meta-data, out/network-config and out/config (vendor-data and user-data, merged by cloud-init's
 # rules) are such trees; out/scripts has the scripts by their names; out/errors what was not understood, a line each.
 #
@@ -434,23 +434,23 @@ function quoted(text) {
     return "'" text "'"
 }
 
-# One program makes all folders: each one takes its time under emulation.
-function write_tree(    i, path, folders, parent, name) {
-    folders = quoted(out "/scripts")
+# A script that makes it, for a shell that has mkdir in itself: a program to make it here takes longer than all the rest.
+function write_tree(    i, path, name) {
+    printf "mkdir -p %s", quoted(out "/scripts")
     for (i = 1; i <= kept; i++)
         if (all_paths[i] in is_folder)
-            folders = folders " " quoted(out "/" all_paths[i])
-    system("mkdir -p " folders)
+            printf " %s", quoted(out "/" all_paths[i])
+    printf "\n"
     for (i = 1; i <= kept; i++) {
         path = all_paths[i]
-        if (path in value && !(path in is_folder)) {
-            printf "%s", value[path] >(out "/" path)
-            close(out "/" path)
-        }
+        if (path in value && !(path in is_folder))
+            write_file(path, value[path])
     }
-    for (name in scripts) {
-        printf "%s", scripts[name] >(out "/scripts/" name)
-        close(out "/scripts/" name)
-    }
-    printf "%s", errors >(out "/errors")
+    for (name in scripts)
+        write_file("scripts/" name, scripts[name])
+    write_file("errors", errors)
+}
+
+function write_file(path, content) {
+    printf "printf %%s %s >%s\n", quoted(content), quoted(out "/" path)
 }
