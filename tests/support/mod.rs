@@ -453,6 +453,15 @@ pub fn image() -> &'static PathBuf {
     })
 }
 
+/// The tiny image, made by `tests/image/tiny` (cached; `make test` makes it first): for tests that need a guest, whichever.
+pub fn tiny() -> &'static PathBuf {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image/tiny");
+        PathBuf::from(run(script, [] as [&str; 0]).trim())
+    })
+}
+
 /// Emulated always: the same on every machine, and KVM may be there without working.
 pub const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2"];
 
