@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2016  # $(REPO_URI) is for apt-get to fill in, not for the shell
+# shellcheck disable=SC2034,SC2154  # those who source this set what is not set here, and use what is not used
 # What the builders of disk images share: the cache, where packages come from, and a disk.
 # Sourced by `build` and `tiny`, which name themselves in $builder first.
 
