@@ -1,5 +1,5 @@
 //! One list for every driver: what each must do with the same commands, with
-//! real daemons, real machines and a real Debian.
+//! real daemons, real machines and real guests: what boots is tests/image/tiny, and in containers a real Debian.
 
 #![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
 
@@ -11,7 +11,7 @@ use std::time::Instant;
 use rstest::rstest;
 use support::moments::{Moments, killed_after};
 use support::sandbox::Sandbox;
-use support::{Home, LONG, SMALL, SOLO, image, in_guest, incus, names, run, text, wait_for};
+use support::{Home, LONG, SMALL, SOLO, in_guest, incus, names, run, text, tiny, wait_for};
 
 /// A driver to be looked at, and where it works.
 struct Rig {
@@ -34,7 +34,7 @@ impl Rig {
         let sandbox = Sandbox::new(&home.path("home"));
         // The image where an ordinary user can read it.
         let copy = home.path("image.qcow2");
-        run("cp", ["--reflink=auto", image().to_str().unwrap(), copy.to_str().unwrap()]);
+        run("cp", ["--reflink=auto", tiny().to_str().unwrap(), copy.to_str().unwrap()]);
         let (home, uri) = match driver {
             "qemu" => (home.inside(&sandbox), None),
             "system" => (home.inside(&sandbox), Some("qemu:///system")),

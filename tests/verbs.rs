@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use support::{Home, LONG, WARM, clock_is_right, image, in_guest, text, wait_for};
 #[cfg(feature = "libvirt")]
-use support::{SOLO, sandbox::Sandbox};
+use support::{SOLO, sandbox::Sandbox, tiny};
 
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 
@@ -34,7 +34,7 @@ fn a_day_with_libvirt() {
     let home = Home::with_key();
     let sandbox = Sandbox::new(&home.path("home"));
     let home = home.inside(&sandbox);
-    let args = ["create", "vs-libvirt", "--driver", "libvirt", "--image", image().to_str().unwrap()];
+    let args = ["create", "vs-libvirt", "--driver", "libvirt", "--image", tiny().to_str().unwrap()];
     home.ok(args.into_iter().chain(SOLO).chain(["--wait", "--timeout", "20m"]));
     for (option, on) in [("--autostart", true), ("--no-autostart", false)] {
         home.ok(["start", option, "vs-libvirt"]);
