@@ -95,7 +95,6 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
         ("ControlMaster", "no".into()),
         ("ControlPath", "none".into()),
         ("RemoteCommand", "none".into()),
-        ("LogLevel", "ERROR".into()),
         // QEMU's user network takes connections for a guest that stands still, and `ssh` would wait for it without end.
         // Includes the key exchange, which takes seconds in an emulated guest.
         ("ConnectTimeout", "30".into()),
@@ -106,7 +105,12 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
             ("UserKnownHostsFile", quoted_path(&login.known_hosts)?),
             ("StrictHostKeyChecking", "yes".into()),
         ]),
-        false => options.extend([("UserKnownHostsFile", "/dev/null".into()), ("StrictHostKeyChecking", "no".into())]),
+        false => options.extend([
+            ("UserKnownHostsFile", "/dev/null".into()),
+            ("StrictHostKeyChecking", "no".into()),
+            // It would say that it has added the key to that file.
+            ("LogLevel", "ERROR".into()),
+        ]),
     }
     if target.addr.ip().is_loopback() {
         // Through a jump host, our loopback would be the jump host's.
@@ -125,6 +129,7 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
             // Nothing secret goes over it, and what is safe from tomorrow's computers costs an emulated guest 0.1 s.
             ("KexAlgorithms", "^curve25519-sha256".into()),
             ("ServerAliveInterval", "10".into()),
+            ("LogLevel", "ERROR".into()),
         ]),
         Style::User => options.push(("ServerAliveInterval", "30".into())),
     }

@@ -128,6 +128,8 @@ fn the_users_configuration_does_not_weaken_ours() {
         "nohostauthenticationforlocalhost no",
         "canonicalizehostname false",
         "identitiesonly yes",
+        // That a connection broke is told.
+        "loglevel INFO",
         "compression yes",
     ] {
         assert!(shown.lines().any(|shown| shown == line), "{line} in\n{shown}");
