@@ -168,7 +168,9 @@ fn a_copy_is_another_machine_and_a_renamed_guest_the_same(#[case] driver: &[&str
     let name = |what: &str| format!("vm-{what}-{}", driver[1]);
     let (one, two, uno) = (name("one"), name("two"), name("uno"));
     let (one, two, uno) = (one.as_str(), two.as_str(), uno.as_str());
-    home.ok(["create", one, "--image", image().to_str().unwrap()].iter().chain(machine).chain(driver));
+    // One real cloud-init is enough: what the seed of a copy says is the same for every driver.
+    let image = if driver == QEMU { image() } else { tiny() };
+    home.ok(["create", one, "--image", image.to_str().unwrap()].iter().chain(machine).chain(driver));
     home.ok(["wait", one, "--timeout", "20m"]);
     in_guest(&home, one, "echo content >here; sync");
     let before = answers(&home, one);
