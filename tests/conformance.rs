@@ -234,6 +234,10 @@ fn interrupted(rig: &Rig) {
         let mut child =
             home.virga(rig.create("gone", &["--wait"])).stderr(std::process::Stdio::piped()).spawn().unwrap();
         std::thread::sleep(delay);
+        // Before nsenter has begun it there is nobody to interrupt.
+        wait_for("the program itself", LONG, || {
+            !support::children(child.id()).is_empty() || child.try_wait().unwrap().is_some()
+        });
         interrupt(child.id());
         wait_for("the end of create", LONG, || child.try_wait().unwrap().is_some());
         let said = text(&child.wait_with_output().unwrap().stderr);
