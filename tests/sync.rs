@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::io::BufRead as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use support::{Home, Mirror, names, run, sha256, small_image, text, write};
@@ -66,6 +68,37 @@ fn a_sync_that_fails_half_way_leaves_the_old_state() {
     std::fs::write(&item, bytes).unwrap();
     let output = home.ok(mirror.sync_args());
     assert!(output.contains("fetched") && output.contains("retired"), "{output}");
+}
+
+/// What another one fetches is waited for, not fetched twice; whom it waits for, it says.
+#[test]
+fn a_download_that_another_sync_holds_is_waited_for() {
+    let home = Home::new();
+    let mirror = published(&home, "1M");
+    let digest = names(&mirror.dir.join("images")).remove(0);
+    let partial = home.state().join(format!("pool/partial/{digest}"));
+    std::fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    let lock = partial.with_extension("lock");
+    write(&lock, "pid 1: virga sync\n");
+    let mut holder = Command::new("flock").args([lock.to_str().unwrap(), "sleep", "36000"]).spawn().unwrap();
+    support::wait_for("the lock", support::LONG, || !free(&lock));
+    let keyring = keyring(&mirror);
+    let args = ["-v", "sync", "--source", &mirror.url, "--keyring", &keyring];
+    let mut sync = home.virga(args).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = std::io::BufReader::new(sync.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let told = said.find(|line| line.contains("is being fetched by another virga (pid 1: virga sync)"));
+    assert!(told.is_some() && sync.try_wait().unwrap().is_none());
+    for child in support::children(holder.id()) {
+        run("kill", [child]);
+    }
+    let rest: Vec<String> = said.collect();
+    assert!(sync.wait().unwrap().success(), "{rest:?}");
+    holder.wait().unwrap();
+    assert_eq!(blobs(&home).len(), 1);
+}
+
+fn free(lock: &std::path::Path) -> bool {
+    Command::new("flock").args(["--nonblock", lock.to_str().unwrap(), "true"]).status().unwrap().success()
 }
 
 #[test]

@@ -19,10 +19,13 @@ pub use pump::{Pipes, exit_code, interrupt_all, shell_word};
 
 use self::captured::Captured;
 use super::poll::{self, Deadline};
-use super::{Context as _, Error, Kind, Result, interrupt};
+use super::{Context as _, Error, Kind, Result, crash, interrupt};
 
 /// A killed program is gone in a moment; for so long one may hang in the kernel, on a disk that does not answer.
 const BURIAL: Duration = Duration::from_secs(60);
+
+/// What goes at once into a pipe that takes anything at all (`PIPE_BUF`, pipe(7)).
+const LINE: usize = 4096;
 
 /// A program about to be run.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ impl Cmd {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let program = program.as_ref().to_owned();
         let mut command = Command::new(&program);
-        command.env("LC_ALL", "C").stdin(Stdio::null());
+        command.env("LC_ALL", "C").env_remove(crash::VARIABLE).stdin(Stdio::null());
         Cmd { program, command, timeout: Duration::from_secs(60) }
     }
 
@@ -88,12 +91,7 @@ impl Cmd {
     /// when it was killed for taking too long, [`Kind::Interrupted`] on Ctrl-C.
     pub fn output(mut self) -> Result<Output> {
         let (mut stdout, mut stderr) = (Captured::new()?, Captured::new()?);
-        let mut child = self
-            .command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_started(&self.program, error))?;
+        let mut child = start(&self.program, self.command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         stdout.begin(child.stdout.take());
         stderr.begin(child.stderr.take());
         let ended = poll::until(&Deadline::after(self.timeout), Duration::from_millis(2), || {
@@ -135,13 +133,8 @@ impl Cmd {
     /// [`Kind::Unavailable`] when the program is not there.
     pub fn spawn(mut self) -> Result<Running> {
         let (mut stdout, mut stderr) = (Captured::new()?, Captured::new()?);
-        let mut child = self
-            .command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_started(&self.program, error))?;
+        let piped = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = start(&self.program, piped)?;
         stdout.begin(child.stdout.take());
         stderr.begin(child.stderr.take());
         Ok(Running { stdin: child.stdin.take(), child, stdout, stderr })
@@ -154,12 +147,7 @@ impl Cmd {
     /// [`Kind::Unavailable`] when the program is not there.
     pub fn read(mut self) -> Result<Reading> {
         let mut stderr = Captured::new()?;
-        let mut child = self
-            .command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_started(&self.program, error))?;
+        let mut child = start(&self.program, self.command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         stderr.begin(child.stderr.take());
         Ok(Reading { program: self.program, stdout: child.stdout.take(), child, stderr })
     }
@@ -171,14 +159,8 @@ impl Cmd {
     /// # Errors
     /// [`Kind::Unavailable`] when the program cannot be started.
     pub fn spawn_detached(mut self, log: std::fs::File) -> Result<Detached> {
-        self.command
-            .current_dir("/")
-            .process_group(0)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map(Detached)
-            .map_err(|error| not_started(&self.program, error))
+        let detached = self.command.current_dir("/").process_group(0).stdout(Stdio::null()).stderr(log);
+        start(&self.program, detached).map(Detached)
     }
 
     /// Starts it with a stream as its input and output, and returns the stream's other end; closing that is how the
@@ -191,13 +173,8 @@ impl Cmd {
         let (ours, theirs) = UnixStream::pair().context(what)?;
         let input = theirs.try_clone().context(what)?;
         let mut stderr = Captured::new()?;
-        let mut child = self
-            .command
-            .stdin(OwnedFd::from(input))
-            .stdout(OwnedFd::from(theirs))
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_started(&self.program, error))?;
+        let ends = self.command.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(theirs)).stderr(Stdio::piped());
+        let mut child = start(&self.program, ends)?;
         stderr.begin(child.stderr.take());
         let ended = poll::until(&Deadline::after(patience), Duration::from_millis(5), || {
             child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
@@ -231,13 +208,8 @@ impl Cmd {
         if let Some(locale) = std::env::var_os("LC_ALL") {
             self.command.env("LC_ALL", locale);
         }
-        let mut child = self
-            .command
-            .stdin(Stdio::inherit())
-            .stdout(Stdio::inherit())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(|error| not_started(&self.program, error))?;
+        let ours = self.command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        let mut child = start(&self.program, ours)?;
         let ended = watch_for_end(&child);
         let mut asked = false;
         let late = || deadline.is_some_and(Deadline::passed);
@@ -272,11 +244,13 @@ impl Running {
         }
     }
 
-    /// Writes a few bytes to its input now. Blocks when the program leaves
-    /// more than a pipe's 64 KiB unread.
-    pub fn send(&mut self, bytes: &[u8]) {
-        if let Some(pipe) = &mut self.stdin {
-            let _ = pipe.write_all(bytes);
+    /// Writes a line to its input now, of no more than [`LINE`] bytes. One that has left a whole pipe unread does not
+    /// get it: nobody listens there, and waiting for it would have no end.
+    pub fn send(&mut self, line: &[u8]) {
+        debug_assert!(line.len() <= LINE, "{} bytes at once", line.len());
+        if let Some(pipe) = self.stdin.as_mut().filter(|pipe| has_room(pipe)) {
+            // A program that ended breaks the pipe: how it ended tells more.
+            let _ = pipe.write_all(line);
         }
     }
 
@@ -314,10 +288,17 @@ impl Reading {
     /// Waits for its end. What it has not been read of by now is lost.
     ///
     /// # Errors
-    /// [`Kind::Failed`] quoting its last words when it did not end with 0.
+    /// [`Kind::Failed`] quoting its last words when it did not end with 0; [`Kind::TimedOut`] when it does not end.
     pub fn finish(&mut self) -> Result<()> {
         self.stdout = None;
-        let status = self.child.wait().context(|| "waiting for a program".into())?;
+        let ended = poll::until(&Deadline::after(BURIAL), Duration::from_millis(2), || {
+            self.child.try_wait().context(|| "waiting for a program".into())
+        })?;
+        let Some(status) = ended else {
+            let limit = humantime::format_duration(BURIAL);
+            let what = format!("{} has been read to its end, and is there {limit} later", shown(&self.program));
+            return Err(Error::timed_out(what));
+        };
         if status.success() {
             return Ok(());
         }
@@ -336,6 +317,12 @@ impl Drop for Reading {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+fn has_room(pipe: &ChildStdin) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut [PollFd::new(pipe, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 fn pid_of(child: &Child) -> Option<rustix::process::Pid> {
@@ -381,9 +368,12 @@ impl Detached {
     }
 }
 
-fn not_started(program: &OsStr, error: std::io::Error) -> Error {
-    let message = format!("{} cannot be started", shown(program));
-    Error::new(Kind::Unavailable, message).because(error)
+fn start(program: &OsStr, command: &mut Command) -> Result<Child> {
+    crash::step(|| format!("starting {}", shown(program)));
+    command.spawn().map_err(|error| {
+        let message = format!("{} cannot be started", shown(program));
+        Error::new(Kind::Unavailable, message).because(error)
+    })
 }
 
 fn shown(program: &OsStr) -> String {
@@ -446,6 +436,15 @@ mod tests {
         cat.feed(b"two\n".to_vec());
         let output = wait(&mut || cat.poll().unwrap()).unwrap();
         assert_eq!((output.status.code(), output.text().as_str()), (Some(7), "got one\n"));
+    }
+
+    /// More than a pipe takes, to one that never reads.
+    #[test]
+    fn nobody_waits_for_one_who_does_not_listen() {
+        let mut deaf = Cmd::new("sleep").arg("36000").spawn().unwrap();
+        let line = [b'\n'; LINE];
+        (0..2 * (1 << 20) / LINE).for_each(|_| deaf.send(&line));
+        assert!(deaf.poll().unwrap().is_none());
     }
 
     #[test]

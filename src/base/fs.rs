@@ -15,6 +15,7 @@ use super::{Context as _, Error, Kind, Result};
 /// # Errors
 /// When it cannot be made.
 pub fn create_private_dir(path: &Path) -> Result<()> {
+    step("making the folder", path);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -27,6 +28,7 @@ pub fn create_private_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot be made.
 pub fn create_dir(path: &Path) -> Result<()> {
+    step("making the folder", path);
     fs::create_dir_all(path).map_err(|error| explain(error, "making the folder", path))
 }
 
@@ -35,6 +37,7 @@ pub fn create_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot be made for another reason.
 pub fn create_new_private_dir(path: &Path) -> Result<bool> {
+    step("making the folder", path);
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -56,10 +59,12 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// # Errors
 /// As [`write_atomic`], and what `fill` returns.
 pub fn write_atomic_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    step("writing", path);
     let folder = folder_of(path);
     let mut temporary = temporary_in(folder, mode).map_err(|error| explain(error, "writing", path))?;
     fill(temporary.as_file_mut())?;
     temporary.as_file().sync_all().map_err(|error| explain(error, "writing", path))?;
+    step("putting in its place", path);
     temporary.persist(path).map_err(|error| explain(error.error, "writing", path))?;
     sync_dir(folder)
 }
@@ -69,10 +74,12 @@ pub fn write_atomic_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) ->
 /// # Errors
 /// [`Kind::Exists`] when it is there already; else why it cannot be made.
 pub fn write_once(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    step("writing", path);
     let folder = folder_of(path);
     let mut temporary = temporary_in(folder, mode).map_err(|error| explain(error, "writing", path))?;
     let written = temporary.write_all(bytes).and_then(|()| temporary.as_file().sync_all());
     written.map_err(|error| explain(error, "writing", path))?;
+    step("putting in its place", path);
     temporary.persist_noclobber(path).map_err(|error| explain(error.error, "making", path))?;
     sync_dir(folder)
 }
@@ -134,6 +141,7 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// # Errors
 /// [`Kind::Exists`] when it is there already; else why it cannot be made.
 pub fn create_new(path: &Path, mode: u32) -> Result<File> {
+    step("making", path);
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -149,11 +157,28 @@ pub fn create_new(path: &Path, mode: u32) -> Result<File> {
 /// # Errors
 /// When it cannot be opened.
 pub fn open_or_create(path: &Path) -> Result<File> {
+    step("opening", path);
     OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc_nofollow())
+        .open(path)
+        .map_err(|error| explain(error, "opening", path))
+}
+
+/// Opens a log that several programs may write to: what is written goes to its end. Makes an absent one, private.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_log(path: &Path) -> Result<File> {
+    step("opening", path);
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
         .mode(0o600)
         .custom_flags(libc_nofollow())
         .open(path)
@@ -166,6 +191,10 @@ pub fn open_or_create(path: &Path) -> Result<File> {
 /// [`Kind::NotFound`] when it is absent; else why it cannot be opened.
 pub fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| explain(error, "opening", path))
+}
+
+fn step(doing: &str, path: &Path) {
+    super::crash::step(|| format!("{doing} '{}'", path.display()));
 }
 
 fn libc_nofollow() -> i32 {
@@ -224,6 +253,7 @@ pub fn write_json<T: serde::Serialize>(path: &Path, value: &T, mode: u32) -> Res
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove_file(path: &Path) -> Result<()> {
+    step("removing", path);
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(explain(error, "removing", path)),
         _ => Ok(()),
@@ -235,6 +265,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
 /// # Errors
 /// When it is not there, or there is something in it.
 pub fn remove_empty_dir(path: &Path) -> Result<()> {
+    step("removing", path);
     fs::remove_dir(path).map_err(|error| explain(error, "removing", path))
 }
 
@@ -243,6 +274,7 @@ pub fn remove_empty_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// When something of it cannot be removed.
 pub fn remove_dir_all(path: &Path) -> Result<()> {
+    step("removing", path);
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(explain(error, "removing", path)),
         _ => Ok(()),
@@ -254,6 +286,7 @@ pub fn remove_dir_all(path: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot be renamed.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    step("renaming", from);
     fs::rename(from, to).map_err(|error| explain(error, "renaming", from))?;
     sync_dir(folder_of(to))
 }
@@ -263,6 +296,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// [`Kind::Exists`] when there is something; when it cannot be renamed.
 pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    step("renaming", from);
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
         .map_err(|error| explain(error.into(), "renaming", from))?;
@@ -274,6 +308,7 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// When the file system cannot.
 pub fn exchange(one: &Path, other: &Path) -> Result<()> {
+    step("exchanging", one);
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
         .map_err(|error| explain(error.into(), "exchanging", one))?;
@@ -286,6 +321,7 @@ pub fn exchange(one: &Path, other: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot be renamed.
 pub fn rename_unsynced(from: &Path, to: &Path) -> Result<()> {
+    step("renaming", from);
     fs::rename(from, to).map_err(|error| explain(error, "renaming", from))
 }
 
@@ -294,6 +330,7 @@ pub fn rename_unsynced(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot.
 pub fn sync_file_system(folder: &Path) -> Result<()> {
+    step("syncing", folder);
     let dir = open(folder)?;
     rustix::fs::syncfs(dir).map_err(|error| explain(error.into(), "syncing the file system of", folder))
 }
@@ -303,6 +340,7 @@ pub fn sync_file_system(folder: &Path) -> Result<()> {
 /// # Errors
 /// When they cannot be set.
 pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    step("setting the mode of", path);
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(|error| explain(error, "setting the mode of", path))
 }
@@ -339,6 +377,7 @@ pub fn free_space(path: &Path) -> Result<u64> {
 /// # Errors
 /// When fsync fails.
 pub fn sync_dir(folder: &Path) -> Result<()> {
+    step("syncing", folder);
     File::open(folder).and_then(|dir| dir.sync_all()).map_err(|error| explain(error, "syncing the folder", folder))
 }
 

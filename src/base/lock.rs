@@ -45,7 +45,7 @@ impl FileLock {
             Ok(got)
         })?
         .ok_or_else(|| {
-            let holder = holder(path).map(|who| format!(" ({who})")).unwrap_or_default();
+            let holder = Self::holder(path).map(|who| format!(" ({who})")).unwrap_or_default();
             Error::timed_out(format!("{what} is in use by another virga{holder}"))
                 .hint("wait until that command is done, then try again")
         })
@@ -80,6 +80,15 @@ impl FileLock {
         Ok(Some(FileLock { file, mode }))
     }
 
+    /// What the exclusive holder of a lock says of itself: its number and its verb.
+    #[must_use]
+    pub fn holder(path: &Path) -> Option<String> {
+        let mut text = String::new();
+        fs::open(path).ok()?.take(200).read_to_string(&mut text).ok()?;
+        let line = text.lines().next()?.trim().to_owned();
+        (!line.is_empty()).then_some(line)
+    }
+
     /// Blocks until nobody holds the lock, or its file is gone. Takes no processor's time, and is not interrupted.
     ///
     /// # Errors
@@ -108,13 +117,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
     matches!((file.metadata(), std::fs::symlink_metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
-}
-
-fn holder(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    fs::open(path).ok()?.take(200).read_to_string(&mut text).ok()?;
-    let line = text.lines().next()?.trim().to_owned();
-    (!line.is_empty()).then_some(line)
 }
 
 #[cfg(test)]

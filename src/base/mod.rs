@@ -5,6 +5,7 @@
 
 pub mod cmd;
 pub mod container;
+pub mod crash;
 pub mod error;
 pub mod fs;
 pub mod interrupt;

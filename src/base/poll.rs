@@ -88,6 +88,31 @@ impl Deadline {
     }
 }
 
+/// A limit on silence, not on duration: for work whose length depends on how much there is to do.
+#[derive(Clone, Debug)]
+pub struct Silence<T> {
+    limit: Duration,
+    since: Instant,
+    at: Option<T>,
+}
+
+impl<T: PartialEq> Silence<T> {
+    /// Begins now.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Silence { limit, since: Instant::now(), at: None }
+    }
+
+    /// Takes note of how far the work is. Returns whether it has been there for the whole limit.
+    pub fn lasts(&mut self, at: T) -> bool {
+        if self.at.as_ref() != Some(&at) {
+            self.at = Some(at);
+            self.since = Instant::now();
+        }
+        self.since.elapsed() >= self.limit
+    }
+}
+
 /// So long that only a fault takes it: the limit of a test for what ends by itself, however slow the machine is.
 #[cfg(test)]
 pub(crate) const LONG: Duration = Duration::from_secs(600);

@@ -81,6 +81,9 @@ pub struct Record {
     /// The session that it belongs to and goes with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionId>,
+    /// It was held and runs again, or is about to, and has not been told the time since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clock_due: bool,
     /// What it was like at its snapshots. One may be here that is not there any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub snapshots: BTreeMap<SnapshotName, Shape>,
@@ -101,6 +104,7 @@ impl Record {
             plan,
             was: None,
             session: None,
+            clock_due: false,
             snapshots: BTreeMap::new(),
         }
     }
@@ -348,6 +352,8 @@ pub fn list(layout: &Layout) -> Result<Vec<Entry>> {
             Ok(None) => Entry::Broken(name, None),
             Err(error) => Entry::Broken(name, Some(error)),
         })
+        // One that was removed since the names were read is none.
+        .filter(|entry| matches!(entry, Entry::Known(_)) || exists(layout, entry.name()))
         .collect())
 }
 

@@ -11,7 +11,7 @@ use crate::base::poll::{self, Deadline};
 use crate::base::undo::Undo;
 use crate::base::{Error, GuestName, GuestPlan, Kind, Result, fs};
 use crate::driver::{Autostart, Begin, Driver, Saved, SavedIn, Status, Stop};
-use crate::guest::{self, Record};
+use crate::guest::{self, Held, Record};
 use crate::ssh::clock;
 
 /// Until setting a guest's clock is given up, with a warning: one that was held may take a while to find itself.
@@ -29,32 +29,37 @@ const REFUSALS: usize = 10;
 pub fn start(env: Env<'_>, name: &GuestName, autostart: Option<Option<Autostart>>) -> Result<bool> {
     let mut held = change::hold(env, name)?;
     let driver = env.driver(held.record.driver);
-    let plan = &held.record.plan;
     if let Some(wish) = autostart {
         let what = || format!("the {} driver cannot start guests with the host", held.record.driver);
         driver.capabilities().autostart.demand(what)?;
-        if let Some(further) = driver.set_autostart(plan, wish)? {
+        if let Some(further) = driver.set_autostart(&held.record.plan, wish)? {
             env.reporter.note(&further);
         }
     }
     let files = env.settings.layout.guest_files(name);
     let file = files.saved();
-    let status = status(env, driver.as_ref(), plan)?;
+    let status = status(env, driver.as_ref(), &held.record.plan)?;
     match status {
         // A command was killed while it saved or loaded this guest. It has not run since the file that is there was
         // written, whatever its backend says as it goes, so it is begun again from that.
-        Status::Paused | Status::Running if file.exists() => driver.stop(plan, Stop::Force)?,
-        Status::Paused => return let_run(env, driver.as_ref(), &held.record).map(|()| true),
-        Status::Running => return Ok(false),
+        Status::Paused | Status::Running if file.exists() => driver.stop(&held.record.plan, Stop::Force)?,
+        Status::Paused => return let_run(env, driver.as_ref(), &mut held).map(|()| true),
+        Status::Running => {
+            // Of a save that was killed before it held the guest.
+            fs::remove_file(&files.saved_by())?;
+            // The command that let it run was killed before it had told it the time, or could not.
+            return right_clock(env, &mut held).map(|()| false);
+        }
         Status::Saved | Status::Stopped | Status::Died => {}
     }
     fs::remove_file(&files.saving())?;
     if file.exists() {
-        unchanged(driver.as_ref(), plan, &files.saved_by())?;
-        from_file(env, driver.as_ref(), &held.record, Saved { state: file, memory: None })?;
+        unchanged(driver.as_ref(), &held.record.plan, &files.saved_by())?;
+        from_file(env, driver.as_ref(), &mut held, Saved { state: file, memory: None })?;
         return Ok(true);
     }
-    let started = driver.start(plan, Begin::Boot).map_err(|error| match status {
+    mark_clock(&mut held, status == Status::Saved)?;
+    let started = driver.start(&held.record.plan, Begin::Boot).map_err(|error| match status {
         Status::Saved => error.hint(from_disk(name)),
         _ => error,
     })?;
@@ -64,9 +69,7 @@ pub fn start(env: Env<'_>, name: &GuestName, autostart: Option<Option<Autostart>
     for note in started.notes {
         env.reporter.note(&note);
     }
-    if status == Status::Saved {
-        right_clock(env, &held.record);
-    }
+    right_clock(env, &mut held)?;
     Ok(true)
 }
 
@@ -80,11 +83,28 @@ fn status(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan) -> Result<Status>
 }
 
 /// Lets a guest go on that is held, by the user or by a killed command, and sets its clock.
-fn let_run(env: Env<'_>, driver: &dyn Driver, record: &Record) -> Result<()> {
-    driver.release(&record.plan)?;
+fn let_run(env: Env<'_>, driver: &dyn Driver, held: &mut Held) -> Result<()> {
+    clock_is_due(held)?;
+    driver.release(&held.record.plan)?;
     // What a killed save left unfinished is nothing to go on from, and has the guest's secrets in it.
-    fs::remove_file(&env.settings.layout.guest_files(record.name()).saving())?;
-    right_clock(env, record);
+    let files = env.settings.layout.guest_files(held.record.name());
+    [files.saving(), files.saved_by()].iter().try_for_each(|path| fs::remove_file(path))?;
+    right_clock(env, held)
+}
+
+/// Writes down, before a guest goes on, that it has to be told the time after that: whoever is killed in between leaves
+/// that to the next command.
+///
+/// # Errors
+/// When the record cannot be written.
+pub(super) fn clock_is_due(held: &mut Held) -> Result<()> {
+    mark_clock(held, true)
+}
+
+fn mark_clock(held: &mut Held, due: bool) -> Result<()> {
+    if std::mem::replace(&mut held.record.clock_due, due) != due {
+        held.save()?;
+    }
     Ok(())
 }
 
@@ -130,24 +150,26 @@ pub fn suspend(env: Env<'_>, name: &GuestName) -> Result<bool> {
 /// # Errors
 /// As [`suspend`].
 pub fn resume(env: Env<'_>, name: &GuestName) -> Result<bool> {
-    let held = guest::hold(&env.settings.layout, name)?;
+    let mut held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
     match status(env, driver.as_ref(), &held.record.plan)? {
         _ if saved_file(env, name).exists() => Err(list::not_running(name, Status::Saved)),
         status if !status.is_alive() => Err(list::not_running(name, status)),
-        Status::Paused => let_run(env, driver.as_ref(), &held.record).map(|()| true),
+        Status::Paused => let_run(env, driver.as_ref(), &mut held).map(|()| true),
+        Status::Running if held.record.clock_due => right_clock(env, &mut held).map(|()| false),
         _ => Ok(false),
     }
 }
 
 /// Goes on from where the guest was saved, once: what it does then to its disk, the saved memory does not know.
-fn from_file(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -> Result<()> {
-    let plan = &record.plan;
-    let started = driver.start(plan, Begin::Empty(None))?;
+fn from_file(env: Env<'_>, driver: &dyn Driver, held: &mut Held, saved: Saved) -> Result<()> {
+    clock_is_due(held)?;
+    let plan = held.record.plan.clone();
+    let started = driver.start(&plan, Begin::Empty(None))?;
     let mut undo = Undo::new();
-    let (again, plan_) = (env.driver(record.driver), plan.clone());
-    undo.push("the guest at its backend", move || again.stop(&plan_, Stop::Force));
-    driver.load(plan, &saved).map_err(|error| error.hint(from_disk(&plan.name)))?;
+    let (again, same) = (env.driver(held.record.driver), plan.clone());
+    undo.push("the guest at its backend", move || again.stop(&same, Stop::Force));
+    driver.load(&plan, &saved).map_err(|error| error.hint(from_disk(&plan.name)))?;
     undo.commit();
     for note in started.notes {
         env.reporter.note(&note);
@@ -156,20 +178,34 @@ fn from_file(env: Env<'_>, driver: &dyn Driver, record: &Record, saved: Saved) -
     // must not come back and be loaded over a newer disk.
     fs::remove_file(&saved.state)?;
     fs::sync_dir(fs::folder_of(&saved.state))?;
-    driver.release(plan)?;
+    driver.release(&plan)?;
     fs::remove_file(&env.settings.layout.guest_files(&plan.name).saved_by())?;
-    right_clock(env, record);
-    Ok(())
+    right_clock(env, held)
 }
 
-/// A guest that was held has missed the time. What stands in the way is a warning: it runs.
-pub(super) fn right_clock(env: Env<'_>, record: &Record) {
-    if !env.driver(record.driver).capabilities().own_clock {
-        return;
+/// A guest that was held has missed the time, and is told it where that is due. What stands in the way is a warning: it
+/// runs, and `start` tries again.
+///
+/// # Errors
+/// When the record cannot be written; [`Kind::Interrupted`].
+pub(super) fn right_clock(env: Env<'_>, held: &mut Held) -> Result<()> {
+    if !held.record.clock_due {
+        return Ok(());
     }
-    if let Err(error) = set_clock(env, record) {
-        env.reporter.warn(&format!("the clock of '{}' stands where it was saved: {error}", record.name()));
+    if env.driver(held.record.driver).capabilities().own_clock {
+        match set_clock(env, &held.record) {
+            Err(error) if error.kind() == Kind::Interrupted => return Err(error),
+            Err(error) => {
+                let name = held.record.name();
+                env.reporter.warn(&format!(
+                    "the clock of '{name}' stands where it was saved: {error}; 'virga start {name}' tries again"
+                ));
+                return Ok(());
+            }
+            Ok(()) => {}
+        }
     }
+    mark_clock(held, false)
 }
 
 /// Over SSH, as the guest's user: what was saved has no service of ours in it.
@@ -271,6 +307,10 @@ pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     let saved = file.exists();
     if how == Stop::Force {
         [&file, &files.saved_by()].into_iter().try_for_each(|path| fs::remove_file(path))?;
+        if saved {
+            // Durably: after a power cut it must not come back and be loaded over a newer disk.
+            fs::sync_dir(files.folder())?;
+        }
     }
     let status = match how {
         // A backend that does not answer is one of the reasons to end a guest by force.

@@ -10,6 +10,7 @@ use super::catalog::{self, Offer};
 use super::sync::Action;
 use crate::base::name::quoted;
 use crate::base::plan::DiskFormat;
+use crate::base::poll::{Deadline, Silence};
 use crate::base::progress::Reporter;
 use crate::base::{Digest, DigestAlgorithm, Error, ImageId, Result, interrupt};
 use crate::disk;
@@ -19,6 +20,13 @@ use crate::stream::incus;
 
 /// How often to look whether another sync is through with a file.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Another sync that gets nothing for so long is not waited for: its own patience with a silent server, all retries
+/// taken together, is less than four minutes, and looking into what it got takes seconds.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Two syncs of one small file need not be told of.
+const TELL: Duration = Duration::from_secs(2);
 
 /// An item to be had: it has a path, a size and a digest.
 pub(super) struct Wanted {
@@ -123,7 +131,7 @@ impl Intake<'_> {
             // The stream may say more or other things of the same bytes by now.
             return Ok(Taken { action: Action::Present, record: image.record(&record.blob, record.disk) });
         }
-        let partial = self.partial(&image.digest).await?;
+        let partial = self.partial(image).await?;
         if let Some(blob) = self.same_content(image)? {
             let disk = self.facts(image, &blob).await?;
             return Ok(Taken { action: Action::Present, record: image.record(&blob, disk) });
@@ -135,13 +143,27 @@ impl Intake<'_> {
         Ok(Taken { action: Action::Fetched, record: image.record(&fetched.sha256, disk) })
     }
 
-    /// The right to fetch a file: waits while another sync, or another image of this one, fetches it.
-    async fn partial(&self, digest: &Digest) -> Result<Partial> {
+    /// The right to fetch a file: waits while another sync, or another image of this one, fetches it. How long that
+    /// takes is up to the network; one that fetches nothing is not waited for.
+    async fn partial(&self, image: &Wanted) -> Result<Partial> {
+        let mut silence = Silence::new(SILENCE);
+        let mut told = Some(Deadline::after(TELL));
         loop {
-            if let Some(partial) = self.pool.try_partial(digest)? {
+            if let Some(partial) = self.pool.try_partial(&image.digest)? {
                 return Ok(partial);
             }
             interrupt::check()?;
+            let (who, length) = self.pool.fetcher(&image.digest);
+            let what = || format!("'{}' is being fetched by another virga ({who})", image.label());
+            if silence.lasts(length) {
+                let limit = humantime::format_duration(SILENCE);
+                return Err(Error::timed_out(format!("{}, which has got nothing for {limit}", what()))
+                    .hint("end that command and try again: what it has got is kept"));
+            }
+            if told.is_some_and(|since| since.passed()) {
+                told = None;
+                self.reporter.note(&format!("{}: waiting for that", what()));
+            }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }

@@ -1,10 +1,12 @@
 //! What guests there are and how they stand, asked of their backends.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::Env;
 use super::control::saved_file;
 use crate::base::plan::DriverKind;
+use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestName, Kind, Result};
 use crate::driver::{Driver, Status};
 use crate::guest::{self, Entry, Phase, Record};
@@ -62,13 +64,17 @@ pub struct Listed {
     pub location: Option<String>,
 }
 
+/// One whose address is known already may be without one for a moment: libvirt does not name a neighbour while the host's
+/// kernel makes sure of it, which takes five seconds of waiting and three of asking.
+const ADDRESS: Duration = Duration::from_secs(30);
+
 /// All guests by name, orphans last. Takes no lock, and touches no network but for guests at daemons elsewhere. Of a
 /// backend that does not answer it warns, and lists what it can.
 ///
 /// # Errors
 /// When the state folder cannot be read.
 pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
-    // Each driver is opened once: one look at all processes serves the whole list.
+    // Each is opened once: a connection serves the whole list.
     let drivers: Vec<_> = DriverKind::ALL.iter().map(|kind| (*kind, env.driver(*kind))).collect();
     let mut away = BTreeSet::new();
     let mut listed = Vec::new();
@@ -99,7 +105,9 @@ pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
         for owned in owned {
             // What is being renamed bears either name.
             let was = |line: &Listed| line.record.as_ref()?.was.as_ref().map(|was| was.name.clone());
-            if !listed.iter().any(|line| line.name == owned.name || was(line).as_ref() == Some(&owned.name)) {
+            let known = |line: &Listed| line.name == owned.name || was(line).as_ref() == Some(&owned.name);
+            // One that was made since the folders were looked at has one now.
+            if !listed.iter().any(known) && !guest::exists(&env.settings.layout, &owned.name) {
                 listed.push(Listed {
                     name: owned.name,
                     state: State::Orphan,
@@ -150,9 +158,16 @@ pub fn address(env: Env<'_>, name: &GuestName) -> Result<std::net::SocketAddr> {
         Status::Running => {}
         status => return Err(not_running(name, status)),
     }
-    driver
-        .endpoint(&record.plan)?
-        .ok_or_else(|| Error::failed(format!("guest '{name}' has no address yet")).hint(format!("virga wait {name}")))
+    let mut waiting = None;
+    let found = poll::until(&Deadline::after(ADDRESS), Duration::from_millis(100), || {
+        let found = driver.endpoint(&record.plan)?;
+        if found.is_none() && waiting.is_none() {
+            waiting = Some(env.reporter.wait(name.as_str()));
+            waiting.iter().for_each(|waiting| waiting.stage("the guest's address"));
+        }
+        Ok(found)
+    })?;
+    found.ok_or_else(|| Error::failed(format!("guest '{name}' has no address yet")).hint(format!("virga wait {name}")))
 }
 
 /// Why something cannot be done with a guest that does not run, and how it runs again.

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::control::{right_clock, saved_file};
+use super::control::{clock_is_due, right_clock, saved_file};
 use super::{Env, change};
 use crate::base::{Error, GuestName, Kind, Result, SnapshotName};
 use crate::driver::{Driver, Snapshot, Status};
@@ -70,6 +70,9 @@ pub fn restore(env: Env<'_>, name: &GuestName, snapshot: &SnapshotName) -> Resul
     }
     let waiting = env.reporter.wait(name.as_str());
     waiting.stage("restoring the snapshot");
+    if found.memory {
+        clock_is_due(&mut held)?;
+    }
     driver.restore_snapshot(&plan, &found)?;
     drop(waiting);
     if let Some(shape) = shape {
@@ -81,7 +84,7 @@ pub fn restore(env: Env<'_>, name: &GuestName, snapshot: &SnapshotName) -> Resul
         if driver.status(&plan)? == Status::Paused {
             driver.release(&plan)?;
         }
-        right_clock(env, &held.record);
+        right_clock(env, &mut held)?;
     }
     Ok(())
 }

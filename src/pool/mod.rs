@@ -103,6 +103,14 @@ impl Pool {
         Ok(lock.map(|lock| Partial { path, _lock: lock }))
     }
 
+    /// Who fetches the content with this announced digest, and how many bytes are there.
+    #[must_use]
+    pub fn fetcher(&self, announced: &Digest) -> (String, u64) {
+        let path = self.layout.partial(announced);
+        let who = FileLock::holder(&Partial::lock(&path)).unwrap_or_else(|| "it does not say which".to_owned());
+        (who, std::fs::metadata(&path).map_or(0, |file| file.len()))
+    }
+
     /// Gives a verified download its final name. The caller has checked size,
     /// digest and format, and keeps `partial` until it has written the record:
     /// whoever waits for the same download then finds it. Returns the blob's path.

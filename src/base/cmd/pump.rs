@@ -6,8 +6,8 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::{Cmd, end, not_started};
-use crate::base::{Context as _, Error, Result, interrupt};
+use super::{Cmd, end, start};
+use crate::base::{Error, Result, interrupt, poll};
 
 /// A piece of what goes in or comes out.
 const PIECE: usize = 64 << 10;
@@ -56,7 +56,7 @@ impl Cmd {
     /// is killed then.
     pub fn pump(mut self, pipes: Pipes<'_>, interrupted: impl FnOnce(u32)) -> Result<ExitStatus> {
         let piped = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = piped.spawn().map_err(|error| not_started(&self.program, error))?;
+        let mut child = start(&self.program, piped)?;
         if let Some(mut stdin) = child.stdin.take() {
             let mut input = pipes.input;
             // A program that ends without reading breaks the pipe: how it ended tells more.
@@ -65,30 +65,33 @@ impl Cmd {
         let (sender, said) = mpsc::sync_channel(16);
         listen(child.stdout.take(), sender.clone(), Said::Output);
         listen(child.stderr.take(), sender, Said::Errors);
-        let passed_on = pass_on(&said, pipes.output, pipes.errors, &child, interrupted);
-        if let Err(error) = passed_on {
+        let passed_on = pass_on(&said, pipes.output, pipes.errors, &mut child, interrupted);
+        passed_on.map_err(|error| {
             end(&mut child);
-            return Err(Error::failed("passing on what a program wrote").because(error));
-        }
-        child.wait().context(|| "waiting for a program".into())
+            Error::failed("passing on what a program wrote").because(error)
+        })
     }
 }
 
-/// Until it has closed all that it writes on.
+/// Until it has closed all that it writes on, and has ended.
 fn pass_on(
     said: &mpsc::Receiver<Said>,
     output: &mut dyn Write,
     errors: &mut dyn Write,
-    child: &Child,
+    child: &mut Child,
     interrupted: impl FnOnce(u32),
-) -> std::io::Result<()> {
+) -> std::io::Result<ExitStatus> {
     let mut interrupted = Some(interrupted);
     loop {
         match said.recv_timeout(Duration::from_millis(50)) {
             Ok(Said::Output(piece)) => output.write_all(&piece).and_then(|()| output.flush())?,
             Ok(Said::Errors(piece)) => errors.write_all(&piece).and_then(|()| errors.flush())?,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(mpsc::RecvTimeoutError::Disconnected) => match child.try_wait()? {
+                Some(status) => return Ok(status),
+                // It has nothing more to say and goes on: Ctrl-C still counts.
+                None => poll::sleep(Duration::from_millis(2)),
+            },
         }
         if interrupt::requested()
             && let Some(interrupted) = interrupted.take()

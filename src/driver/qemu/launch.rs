@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::args;
+use super::process::Life;
 use super::qmp::Qmp;
 use super::{memory, network};
 use crate::base::cmd::{self, Cmd, Detached};
@@ -51,13 +52,19 @@ pub(super) fn check_length(files: &RuntimeFiles) -> Result<()> {
 ///
 /// # Errors
 /// What QEMU said, as far as it can be told better than QEMU does.
-pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Result<String> {
+pub(super) fn launch(
+    program: &Path,
+    plan: &GuestPlan,
+    accel: Accelerator,
+    begin: Begin<'_>,
+    life: Life,
+) -> Result<String> {
     let files = RuntimeFiles::new(&plan.runtime);
     clear(&files)?;
     // Made here, so that what the guest says is private whatever the umask.
     drop(fs::open_or_create(&plan.console_log)?);
-    let (log, said_before) = log_of(plan)?;
-    let mut child = Cmd::new(program).args(args::argv(plan, accel, begin)?).spawn_detached(log)?;
+    let said_before = said(plan)?;
+    let mut child = Cmd::new(program).args(args::argv(plan, accel, begin)?).spawn_detached(life.into_log())?;
     tracing::debug!(guest = %plan.name, pid = child.pid(), ?accel, "started QEMU");
     let up = answers(plan, &files, &mut child, begin);
     let error = match up {
@@ -80,18 +87,17 @@ pub(super) fn launch(program: &Path, plan: &GuestPlan, accel: Accelerator, begin
 /// # Errors
 /// As [`launch`]; QEMU may live on.
 pub(super) fn load(plan: &GuestPlan, from: &Saved) -> Result<()> {
-    let (_, said_before) = log_of(plan)?;
-    memory::load(&RuntimeFiles::new(&plan.runtime).qmp(), from).map_err(|error| match error.kind() {
+    let said_before = said(plan)?;
+    memory::load(plan, from).map_err(|error| match error.kind() {
         Kind::Interrupted => error,
         _ => explain(plan, error, &words_since(&plan.backend_log, said_before)),
     })
 }
 
-/// QEMU's log, at its end, and where that is.
-fn log_of(plan: &GuestPlan) -> Result<(File, u64)> {
-    let mut log = fs::open_or_create(&plan.backend_log)?;
-    let end = log.seek(SeekFrom::End(0)).map_err(|e| fs::explain(e, "opening", &plan.backend_log))?;
-    Ok((log, end))
+/// How much is in the log by now.
+fn said(plan: &GuestPlan) -> Result<u64> {
+    let found = std::fs::metadata(&plan.backend_log);
+    Ok(found.map_err(|error| fs::explain(error, "opening", &plan.backend_log))?.len())
 }
 
 /// Removes what a QEMU that was killed left in its folder. Nobody may be running there.

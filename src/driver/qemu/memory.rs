@@ -11,13 +11,15 @@ use serde_json::{Value, json};
 
 use super::args::NETDEV;
 use super::qmp::Qmp;
-use super::state;
-use crate::base::poll::{self, Deadline};
-use crate::base::{Error, Kind, Result, fs, interrupt};
+use super::{process, state};
+use crate::base::layout::RuntimeFiles;
+use crate::base::poll::{self, Silence};
+use crate::base::{Error, GuestPlan, Kind, Result, fs, interrupt};
 use crate::driver::Saved;
 
-/// Longest time for writing or reading a machine: a disk that manages 10 MB a second takes 100 s for a gigabyte.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// For a QEMU that writes or reads nothing of a machine: the flush of a slow disk takes a part of that. How long all
+/// of it takes is up to the memory's size.
+pub(super) const SILENCE: Duration = Duration::from_secs(300);
 
 /// How often QEMU is asked how far it is.
 const STEP: Duration = Duration::from_millis(3);
@@ -29,11 +31,12 @@ const UNLIMITED: u64 = 1 << 40;
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for a QEMU that is too old; else what QEMU says.
-pub(super) fn save(socket: &Path, to: &Saved) -> Result<()> {
-    let mut qmp = Qmp::connect(socket, PATIENCE)?;
+pub(super) fn save(plan: &GuestPlan, to: &Saved) -> Result<()> {
+    let socket = &RuntimeFiles::new(&plan.runtime).qmp();
+    let mut qmp = connect(plan, &to.state)?;
     // Here, so that it is private whatever QEMU thinks.
     drop(fs::create_new(&to.state, 0o600)?);
-    let written = prepare(&mut qmp, to).and_then(|()| write(&mut qmp, to));
+    let written = prepare(&mut qmp, to).and_then(|()| write(&mut qmp, plan, to));
     if written.is_err() {
         // Over a connection of its own: the other one's time may be what ran out.
         drop(qmp);
@@ -45,25 +48,40 @@ pub(super) fn save(socket: &Path, to: &Saved) -> Result<()> {
     written
 }
 
-fn write(qmp: &mut Qmp, to: &Saved) -> Result<()> {
+fn write(qmp: &mut Qmp, plan: &GuestPlan, to: &Saved) -> Result<()> {
     qmp.command("stop", json!({}))?;
     if to.memory.is_some() {
         // A clone's cable is out until `connect`.
         qmp.command("set_link", json!({"name": NETDEV, "up": false}))?;
     }
     qmp.command("migrate", file(&to.state)?)?;
-    settled(qmp)
+    settled(qmp, || moved(plan, &to.state))
 }
 
 /// Loads a machine into a QEMU that waits for one, and leaves it held.
 ///
 /// # Errors
 /// What QEMU says; it usually ends after that.
-pub(super) fn load(socket: &Path, from: &Saved) -> Result<()> {
-    let mut qmp = Qmp::connect(socket, PATIENCE)?;
+pub(super) fn load(plan: &GuestPlan, from: &Saved) -> Result<()> {
+    let mut qmp = connect(plan, &from.state)?;
     prepare(&mut qmp, from)?;
     qmp.command("migrate-incoming", file(&from.state)?)?;
-    settled(&mut qmp)
+    settled(&mut qmp, || moved(plan, &from.state))
+}
+
+/// A connection on which QEMU is waited for as long as it moves memory between itself and `file`.
+pub(super) fn connect(plan: &GuestPlan, file: &Path) -> Result<Qmp> {
+    let qmp = Qmp::connect(&RuntimeFiles::new(&plan.runtime).qmp(), SILENCE)?;
+    let (plan, file) = (plan.clone(), file.to_owned());
+    Ok(qmp.while_changes(move || moved(&plan, &file)))
+}
+
+/// A number that changes as memory is moved: a file that is written takes more of its disk, and a QEMU that reads one
+/// takes more of the host's memory.
+pub(super) fn moved(plan: &GuestPlan, file: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let written = std::fs::metadata(file).map_or(0, |file| file.blocks());
+    written + process::resident(&RuntimeFiles::new(&plan.runtime).pid()).unwrap_or_default()
 }
 
 fn prepare(qmp: &mut Qmp, saved: &Saved) -> Result<()> {
@@ -88,19 +106,24 @@ fn file(path: &Path) -> Result<Value> {
     Ok(json!({"channels": [{"channel-type": "main", "addr": address}]}))
 }
 
-fn settled(qmp: &mut Qmp) -> Result<()> {
-    let deadline = Deadline::after(PATIENCE);
-    let done = poll::until(&deadline, STEP, || {
+fn settled(qmp: &mut Qmp, moved: impl Fn() -> u64) -> Result<()> {
+    let mut silence = Silence::new(SILENCE);
+    loop {
         interrupt::check()?;
         let state = qmp.command("query-migrate", json!({}))?;
         match state["status"].as_str().unwrap_or_default() {
-            "completed" => Ok(Some(())),
+            "completed" => return Ok(()),
             "failed" | "cancelled" => {
                 let words = state["error-desc"].as_str().unwrap_or("it does not say why");
-                Err(Error::failed("QEMU could not save or load the machine").because(words.to_owned()))
+                return Err(Error::failed("QEMU could not save or load the machine").because(words.to_owned()));
             }
-            _ => Ok(None),
+            status if silence.lasts((status.to_owned(), state["ram"]["transferred"].as_u64(), moved())) => {
+                let limit = humantime::format_duration(SILENCE);
+                return Err(Error::timed_out(format!(
+                    "QEMU saves or loads the machine, and got no further for {limit}"
+                )));
+            }
+            _ => poll::sleep(STEP),
         }
-    })?;
-    done.ok_or_else(|| Error::timed_out("QEMU was not done with saving or loading the machine in ten minutes"))
+    }
 }

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use self::process::{Census, Process};
+use self::process::{Life, Process};
 use self::qmp::Qmp;
 use super::accel::{self, Accelerator};
 use super::{
@@ -60,7 +60,6 @@ const PRESS_AGAIN: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Qemu {
     layout: Layout,
-    census: Census,
 }
 
 impl Qemu {
@@ -71,7 +70,7 @@ impl Qemu {
     }
 
     fn over(layout: Layout) -> Self {
-        Qemu { layout, census: Census::default() }
+        Qemu { layout }
     }
 
     /// Fails for a guest that cannot be.
@@ -207,13 +206,7 @@ impl Driver for Qemu {
     }
 
     fn start(&self, plan: &GuestPlan, begin: Begin<'_>) -> Result<Started> {
-        if let Some(process) = Process::of(plan)? {
-            if !process.leaving() {
-                return Ok(Started::default());
-            }
-            // Its disks and ports are free only once it is gone.
-            process.await_end()?;
-        }
+        let Some(life) = Life::claim(plan)? else { return Ok(Started::default()) };
         let program = system::program(plan.arch)?;
         if let Begin::BootInto(_) = begin {
             probe::can_make_templates(&program)?;
@@ -223,13 +216,12 @@ impl Driver for Qemu {
         launch::prepare(plan, &self.layout.guest(&plan.name))?;
         let (accel, note) = accel::settle(plan)?;
         let tpm = tpm::start(plan, &self.layout.guest_files(&plan.name).tpm())?;
-        let launched = launch::launch(&program, plan, accel, begin);
+        let launched = launch::launch(&program, plan, accel, begin, life);
         if let (Err(_), Some(mut tpm)) = (&launched, tpm) {
             tpm.kill();
             // The error at hand matters more than one from its socket.
             let _ = tpm::end(plan);
         }
-        self.census.forget();
         Ok(Started { notes: note.into_iter().collect(), machine: Some(launched?) })
     }
 
@@ -250,7 +242,7 @@ impl Driver for Qemu {
         if Process::of(plan)?.is_none() {
             return Err(Error::failed(format!("guest '{}' is not running", plan.name)));
         }
-        memory::save(&RuntimeFiles::new(&plan.runtime).qmp(), to)
+        memory::save(plan, to)
     }
 
     fn fingerprint(&self, plan: &GuestPlan) -> Result<BTreeMap<String, String>> {
@@ -299,7 +291,7 @@ impl Driver for Qemu {
     }
 
     fn glance(&self, plan: &GuestPlan) -> Result<Option<Status>> {
-        state::glance(plan, &self.census)
+        state::glance(plan)
     }
 
     fn address(&self, plan: &GuestPlan) -> Option<[Ipv4Addr; 2]> {

@@ -47,7 +47,7 @@ pub(super) fn plug(socket: &Path, disk: &Disk) -> Result<()> {
 /// # Errors
 /// [`Kind::Unsupported`] for one that was there when the guest was started; [`Kind::TimedOut`] when it holds on to it.
 pub(super) fn unplug(socket: &Path, disk: &Disk) -> Result<()> {
-    let mut qmp = Qmp::connect(socket, PATIENCE + PATIENCE)?;
+    let mut qmp = Qmp::connect(socket, PATIENCE)?;
     let node = args::node_name(disk);
     if has_device(&mut qmp, &node)? {
         // Refused while the guest is asked already.

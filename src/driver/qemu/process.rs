@@ -1,14 +1,17 @@
 //! QEMU processes: whose they are, whether they live, ending them.
 //!
-//! A pid alone is no identity: it may be another program's by now. A process
-//! is a guest's when its argument list holds the guest's `-uuid`, and a held
-//! pidfd makes sure that what is signalled is what was looked at.
+//! Whether one lives is the kernel's word: a guest's QEMU is born with its log
+//! locked, and the kernel keeps that lock until the process has freed its
+//! memory and closes its files. Which one it is must be known to end it. A pid
+//! alone is no identity, for it may be another program's by now: a process is a
+//! guest's when its argument list holds the guest's `-uuid`, and a held pidfd
+//! makes sure that what is signalled is what was looked at.
 
+use std::fs::{File, TryLockError};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -16,10 +19,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::args;
 use crate::base::layout::RuntimeFiles;
 use crate::base::poll::{self, Deadline};
-use crate::base::{Error, GuestPlan, Result, fs};
+use crate::base::{Error, GuestPlan, Kind, Result, crash, fs};
 
 /// Longest argument list read.
 const ARGS_LIMIT: u64 = 2 << 20;
+
+/// For one that begins or ends: memory of hundreds of gigabytes takes many seconds to be freed.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A process that was ours when it was looked at, held so that its pid cannot become another's.
 #[derive(Debug)]
@@ -28,38 +34,68 @@ pub(super) struct Process {
     fd: OwnedFd,
 }
 
-impl Process {
-    /// The guest's process: by its pid file, and where that is missing or
-    /// stale by looking at every process of this user.
+/// The right to be the one QEMU of a guest: its log, locked. Whoever inherits it has that for life.
+#[derive(Debug)]
+pub(super) struct Life(File);
+
+impl Life {
+    /// Takes the right, once a QEMU that is on its way out has gone; `None` when one is there to stay.
     ///
     /// # Errors
-    /// When the system does not say.
-    pub(super) fn of(plan: &GuestPlan) -> Result<Option<Self>> {
-        Self::among(plan, || Ok(scan(|args| is_guest(args, plan))?.into_iter().map(|(pid, _)| pid).collect()))
-    }
-
-    /// As [`of`](Self::of), except that a process which started in the last
-    /// moments and has no pid file yet may be missed: for looking, not for acting.
-    ///
-    /// # Errors
-    /// As [`of`](Self::of).
-    pub(super) fn glance(plan: &GuestPlan, census: &Census) -> Result<Option<Self>> {
-        Self::among(plan, || census.with_id(plan.id.as_str()))
-    }
-
-    fn among(plan: &GuestPlan, others: impl FnOnce() -> Result<Vec<u32>>) -> Result<Option<Self>> {
-        if let Some(pid) = pid_from(&RuntimeFiles::new(&plan.runtime).pid())
-            && let Some(process) =
-                Self::open(pid, |args| is_guest(args, plan) || (args.is_empty() && dying(pid, plan)))?
-        {
-            return Ok(Some(process));
-        }
-        for pid in others()? {
-            if let Some(process) = Self::open(pid, |args| is_guest(args, plan))? {
-                return Ok(Some(process));
+    /// [`crate::base::Kind::TimedOut`] when one that was ended does not go; [`crate::base::Kind::Interrupted`].
+    pub(super) fn claim(plan: &GuestPlan) -> Result<Option<Self>> {
+        let log = fs::open_log(&plan.backend_log)?;
+        let claimed = poll::until(&Deadline::after(PATIENCE), Duration::from_millis(1), || match log.try_lock() {
+            Ok(()) => Ok(match by_pid(plan)? {
+                None => Some(true),
+                // Somebody removed the log under it.
+                Some(process) => (!process.leaving()).then_some(false),
+            }),
+            Err(TryLockError::WouldBlock) => {
+                let stays = find(plan)?.is_some_and(|process| !process.leaving());
+                Ok(stays.then_some(false))
             }
+            Err(TryLockError::Error(error)) => Err(fs::explain(error, "locking", &plan.backend_log)),
+        })?;
+        match claimed {
+            Some(true) => Ok(Some(Life(log))),
+            Some(false) => Ok(None),
+            None => Err(stays_on(plan)),
         }
-        Ok(None)
+    }
+
+    /// For the process that is to have it, which writes into it. Closing this here does not give the right back.
+    pub(super) fn into_log(self) -> File {
+        self.0
+    }
+}
+
+/// Whether a QEMU of the guest lives, in whatever state: being born and being buried are parts of that.
+///
+/// # Errors
+/// When the log cannot be opened.
+pub(super) fn lives(plan: &GuestPlan) -> Result<bool> {
+    let locked = match fs::open(&plan.backend_log) {
+        Ok(log) => matches!(log.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Err(error) if error.kind() == Kind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    Ok(locked || by_pid(plan)?.is_some())
+}
+
+impl Process {
+    /// The guest's process; `None` when it has none. One that is about to be there, or to go, is waited for.
+    ///
+    /// # Errors
+    /// [`crate::base::Kind::TimedOut`] when one that was ended does not go; when the system does not say.
+    pub(super) fn of(plan: &GuestPlan) -> Result<Option<Self>> {
+        let found = poll::to_the_end(&Deadline::after(PATIENCE), Duration::from_millis(1), || {
+            if !lives(plan)? {
+                return Ok(Some(None));
+            }
+            Ok(find(plan)?.map(Some))
+        })?;
+        found.ok_or_else(|| stays_on(plan))
     }
 
     /// Holds the process `pid` if it lives and its arguments are `ours`.
@@ -91,7 +127,7 @@ impl Process {
     }
 
     /// Waits for its end, which frees its ports and file locks too. Blind to
-    /// Ctrl-C, because clean-up after Ctrl-C waits as well; so `limit` is short.
+    /// Ctrl-C, because clean-up after Ctrl-C waits as well.
     pub(super) fn wait(&self, limit: Duration) -> bool {
         let deadline = Deadline::after(limit);
         loop {
@@ -105,16 +141,6 @@ impl Process {
         }
     }
 
-    /// Waits for the end of one that is on its way out: memory of many gigabytes takes seconds to be freed.
-    ///
-    /// # Errors
-    /// [`crate::base::Kind::TimedOut`] when it does not get there; [`crate::base::Kind::Interrupted`].
-    pub(super) fn await_end(&self) -> Result<()> {
-        let ended = || Ok(self.wait(Duration::from_millis(100)).then_some(()));
-        poll::until(&Deadline::after(super::state::PATIENCE), Duration::from_millis(1), ended)?
-            .ok_or_else(|| Error::timed_out(format!("process {} was ended and does not go", self.pid)))
-    }
-
     /// Ends it: `gently` first asked by SIGTERM, on which QEMU closes its
     /// disks, then SIGKILL.
     ///
@@ -126,7 +152,7 @@ impl Process {
             return Ok(());
         }
         self.signal(Signal::KILL)?;
-        if self.wait(Duration::from_secs(10)) {
+        if self.wait(PATIENCE) {
             return Ok(());
         }
         Err(Error::failed(format!("process {} does not end although it was killed", self.pid))
@@ -134,6 +160,7 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
+        crash::step(|| format!("signalling process {}", self.pid));
         match pidfd_send_signal(self.fd.as_fd(), signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(Error::failed(format!("signalling process {}", self.pid)).because(error)),
@@ -141,41 +168,31 @@ impl Process {
     }
 }
 
-/// How long a [`Census`] holds.
-const FRESH: Duration = Duration::from_millis(100);
-
-/// One look at all processes, kept for a moment: a list of many stopped
-/// guests looks through them once, not once a guest.
-#[derive(Debug, Default)]
-pub(super) struct Census(Mutex<Option<Count>>);
-
-#[derive(Debug)]
-struct Count {
-    taken: Instant,
-    /// Number and `-uuid` of each.
-    processes: Vec<(u32, String)>,
+/// By its pid file, and where that is missing or stale by looking at every process of this user.
+fn find(plan: &GuestPlan) -> Result<Option<Process>> {
+    if let Some(process) = by_pid(plan)? {
+        return Ok(Some(process));
+    }
+    for (pid, _) in scan(|args| is_guest(args, plan))? {
+        if let Some(process) = Process::open(pid, |args| is_guest(args, plan))? {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
 }
 
-impl Census {
-    /// After something was started.
-    pub(super) fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+fn by_pid(plan: &GuestPlan) -> Result<Option<Process>> {
+    let ours = |pid: u32| move |args: &[String]| is_guest(args, plan) || (args.is_empty() && dying(pid, plan));
+    match pid_from(&RuntimeFiles::new(&plan.runtime).pid()) {
+        Some(pid) => Process::open(pid, ours(pid)),
+        None => Ok(None),
     }
+}
 
-    /// The processes with this `-uuid`.
-    fn with_id(&self, id: &str) -> Result<Vec<u32>> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = match &*last {
-            Some(count) if count.taken.elapsed() < FRESH => count,
-            _ => {
-                let id_of = |args: &[String]| args::values(args, "-uuid").next().map(str::to_owned);
-                let found = scan(|args| id_of(args).is_some())?;
-                let processes = found.iter().filter_map(|(pid, args)| Some((*pid, id_of(args)?))).collect();
-                last.insert(Count { taken: Instant::now(), processes })
-            }
-        };
-        Ok(count.processes.iter().filter(|(_, theirs)| theirs == id).map(|(pid, _)| *pid).collect())
-    }
+fn stays_on(plan: &GuestPlan) -> Error {
+    let limit = humantime::format_duration(PATIENCE);
+    Error::timed_out(format!("the QEMU of guest '{}' has ended, and is still there after {limit}", plan.name))
+        .hint("it hangs in the kernel, most likely on a disk that does not answer")
 }
 
 /// Every live process of this user whose arguments are `wanted`.
@@ -204,6 +221,12 @@ fn is_guest(args: &[String], plan: &GuestPlan) -> bool {
 fn dying(pid: u32, plan: &GuestPlan) -> bool {
     fs::read_text(Path::new(&format!("/proc/{pid}/comm")), 64)
         .is_ok_and(|name| name.trim_end() == args::process_name(&plan.name))
+}
+
+/// How much of the host's memory a process has, in pages, by its pid file.
+pub(super) fn resident(pid: &Path) -> Option<u64> {
+    let pages = fs::read_text(Path::new(&format!("/proc/{}/statm", pid_from(pid)?)), 256).ok()?;
+    pages.split(' ').nth(1)?.parse().ok()
 }
 
 fn pid_from(file: &Path) -> Option<u32> {

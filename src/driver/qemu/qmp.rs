@@ -1,8 +1,8 @@
 //! A client for QEMU's control protocol (QMP, `docs/interop/qmp-spec.rst` in
 //! QEMU's sources): one JSON object a line over a unix socket.
 //!
-//! QEMU serves one client at a time, so connections are short. Everything on
-//! one connection shares one deadline, kept by the kernel's socket timeouts.
+//! QEMU serves one client at a time, so connections are short. The limit is on
+//! QEMU's silence: each answer has it anew, kept by the kernel's socket timeouts.
 //! Ctrl-C is not looked at here: clean-up after it needs QMP too.
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -16,22 +16,46 @@ use serde_json::{Value, json};
 
 use crate::base::fs::explain;
 use crate::base::poll::Deadline;
-use crate::base::{Context as _, Error, Result};
+use crate::base::{Context as _, Error, Result, crash};
 
 /// Longest line read: the answers that we ask for are a few kilobytes.
 const LINE_LIMIT: usize = 4 << 20;
+
+/// How often to look whether a silent QEMU gets on.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// One negotiated connection.
 #[derive(Debug)]
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
+    limit: Duration,
     deadline: Deadline,
+    working: Option<Sign>,
     next_id: u64,
+}
+
+/// How far a QEMU is that works and answers nobody meanwhile: a number that changes as long as it gets on.
+struct Sign {
+    look: Box<dyn Fn() -> u64>,
+    last: u64,
+}
+
+impl std::fmt::Debug for Sign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sign").field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+impl Sign {
+    fn has_changed(&mut self) -> bool {
+        let now = (self.look)();
+        std::mem::replace(&mut self.last, now) != now
+    }
 }
 
 impl Qmp {
     /// Connects, reads the greeting, leaves negotiation mode. `limit` is for
-    /// this and for every later command together.
+    /// this, and then for each answer.
     ///
     /// # Errors
     /// [`crate::base::Kind::NotFound`] without a socket, [`crate::base::Kind::TimedOut`]
@@ -42,13 +66,21 @@ impl Qmp {
             std::io::ErrorKind::WouldBlock => timed_out(&deadline),
             _ => explain(error, "connecting to QEMU's control socket", path),
         })?;
-        let mut qmp = Qmp { stream: BufReader::new(stream), deadline, next_id: 1 };
+        let mut qmp = Qmp { stream: BufReader::new(stream), limit, deadline, working: None, next_id: 1 };
         let greeting = qmp.read()?;
         if greeting.get("QMP").is_none() {
             return Err(Error::failed(format!("'{}' is not a QEMU control socket", path.display())));
         }
-        qmp.command("qmp_capabilities", json!({}))?;
+        qmp.say("qmp_capabilities", json!({}))?;
         Ok(qmp)
+    }
+
+    /// From here on the limit is on QEMU's doing nothing: as long as what `look` returns changes, an answer is waited for.
+    #[must_use]
+    pub(super) fn while_changes(mut self, look: impl Fn() -> u64 + 'static) -> Self {
+        let last = look();
+        self.working = Some(Sign { look: Box::new(look), last });
+        self
     }
 
     /// Runs one command and returns its answer; events that come between are skipped.
@@ -56,6 +88,14 @@ impl Qmp {
     /// # Errors
     /// What QEMU answers, with its own words; [`crate::base::Kind::TimedOut`].
     pub(super) fn command(&mut self, name: &str, arguments: Value) -> Result<Value> {
+        self.deadline = Deadline::after(self.limit);
+        self.say(name, arguments)
+    }
+
+    fn say(&mut self, name: &str, arguments: Value) -> Result<Value> {
+        if !name.starts_with("query-") {
+            crash::step(|| format!("telling QEMU '{name}'"));
+        }
         let id = self.next_id;
         self.next_id += 1;
         let mut line = json!({"execute": name, "arguments": arguments, "id": id}).to_string();
@@ -85,15 +125,21 @@ impl Qmp {
     fn read(&mut self) -> Result<Value> {
         let mut line = Vec::new();
         while !line.ends_with(b"\n") {
+            if self.working.as_mut().is_some_and(Sign::has_changed) {
+                self.deadline = Deadline::after(self.limit);
+            }
             // Anew for every piece: a peer that drips bytes gets no more time than one that sends none.
             if self.deadline.passed() {
                 return Err(timed_out(&self.deadline));
             }
+            let most = if self.working.is_some() { LOOK } else { Duration::MAX };
             // Rounded up: a timeout of zero would mean none.
-            let left = self.deadline.left().max(Duration::from_millis(1));
+            let left = self.deadline.left().min(most).max(Duration::from_millis(1));
             self.stream.get_ref().set_read_timeout(Some(left)).map_err(|error| self.io(error))?;
             let piece = match self.stream.fill_buf() {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                // Whether that was all of its time is seen above.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(self.io(error)),
                 Ok([]) => return Err(Error::failed("QEMU closed its control socket")),
                 Ok(piece) => piece,

@@ -73,7 +73,7 @@ impl Session for Qemu {
     fn take_snapshot(&self, plan: &GuestPlan, name: &SnapshotName) -> Result<()> {
         snapshot::check(plan)?;
         match Process::of(plan)? {
-            Some(_) => snapshot::take_running(&mut talk(plan, snapshot::PATIENCE)?, plan, name),
+            Some(_) => snapshot::take_running(&mut snapshot::connect(plan)?, plan, name),
             None => snapshot::take_stopped(plan, name),
         }
     }
@@ -86,7 +86,7 @@ impl Session for Qemu {
         let runs = Process::of(plan)?.is_some();
         // What it does to its disk in the moment before it is put back is gone with the rest.
         self.start(plan, Begin::Boot)?;
-        let restore = || snapshot::restore_running(&mut talk(plan, snapshot::PATIENCE)?, plan, &snapshot.name);
+        let restore = || snapshot::restore_running(&mut snapshot::connect(plan)?, plan, &snapshot.name);
         restore().map_err(|error| {
             if runs {
                 return error.hint(format!(
@@ -103,7 +103,7 @@ impl Session for Qemu {
 
     fn remove_snapshot(&self, plan: &GuestPlan, name: &SnapshotName) -> Result<()> {
         match Process::of(plan)? {
-            Some(_) => snapshot::remove_running(&mut talk(plan, snapshot::PATIENCE)?, plan, name),
+            Some(_) => snapshot::remove_running(&mut snapshot::connect(plan)?, plan, name),
             None => snapshot::remove_stopped(plan, name),
         }
     }

@@ -9,18 +9,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::args;
 use super::qmp::Qmp;
 use super::session::nodes;
+use super::{args, memory};
 use crate::base::cmd::Cmd;
 use crate::base::plan::{Disk, DiskFormat};
-use crate::base::poll::{self, Deadline};
+use crate::base::poll::{self, Silence};
 use crate::base::undo::Undo;
-use crate::base::{Error, GuestPlan, Kind, Result, SnapshotName};
+use crate::base::{Error, GuestPlan, Kind, Result, SnapshotName, interrupt};
 use crate::driver::Snapshot;
 
-/// Longest time for writing or reading a machine: as for a saved one.
-pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+/// For `qemu-img`, which writes tables and no data.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What works on the disks of guests that do not run.
 const PROGRAM: &str = "qemu-img";
@@ -93,13 +93,22 @@ fn read(image: &Value) -> Vec<Snapshot> {
     all
 }
 
+/// A connection for the functions below: a QEMU that moves memory into a disk, or out of it, answers when it is done.
+///
+/// # Errors
+/// When QEMU does not answer.
+pub(super) fn connect(plan: &GuestPlan) -> Result<Qmp> {
+    let disk = plan.disks.first().ok_or_else(|| Error::failed("the guest has no disk"))?;
+    memory::connect(plan, &disk.path)
+}
+
 /// Takes one with the memory.
 ///
 /// # Errors
 /// What QEMU says.
 pub(super) fn take_running(qmp: &mut Qmp, plan: &GuestPlan, name: &SnapshotName) -> Result<()> {
     plainly(qmp)?;
-    let taken = job(qmp, "snapshot-save", with_memory(plan, name.as_str()));
+    let taken = job(qmp, plan, "snapshot-save", with_memory(plan, name.as_str()));
     if taken.is_err()
         && let Err(left) = remove_running(qmp, plan, name)
     {
@@ -114,7 +123,7 @@ pub(super) fn take_running(qmp: &mut Qmp, plan: &GuestPlan, name: &SnapshotName)
 /// What QEMU says.
 pub(super) fn restore_running(qmp: &mut Qmp, plan: &GuestPlan, name: &str) -> Result<()> {
     plainly(qmp)?;
-    job(qmp, "snapshot-load", with_memory(plan, name))
+    job(qmp, plan, "snapshot-load", with_memory(plan, name))
 }
 
 /// Removes one from all disks.
@@ -122,7 +131,7 @@ pub(super) fn restore_running(qmp: &mut Qmp, plan: &GuestPlan, name: &str) -> Re
 /// # Errors
 /// What QEMU says.
 pub(super) fn remove_running(qmp: &mut Qmp, plan: &GuestPlan, name: &SnapshotName) -> Result<()> {
-    job(qmp, "snapshot-delete", json!({"job-id": JOB, "tag": name.as_str(), "devices": nodes(plan)}))
+    job(qmp, plan, "snapshot-delete", json!({"job-id": JOB, "tag": name.as_str(), "devices": nodes(plan)}))
 }
 
 fn with_memory(plan: &GuestPlan, tag: &str) -> Value {
@@ -142,7 +151,7 @@ fn plainly(qmp: &mut Qmp) -> Result<()> {
 }
 
 /// Runs a job to its end.
-fn job(qmp: &mut Qmp, command: &str, arguments: Value) -> Result<()> {
+fn job(qmp: &mut Qmp, plan: &GuestPlan, command: &str, arguments: Value) -> Result<()> {
     // One that was left by a command that Ctrl-C ended: QEMU saw it through.
     if find(qmp)?.is_some_and(|job| job["status"] == "concluded") {
         qmp.command("job-dismiss", json!({"id": JOB}))?;
@@ -155,11 +164,19 @@ fn job(qmp: &mut Qmp, command: &str, arguments: Value) -> Result<()> {
         }
         _ => error,
     })?;
-    let ended = poll::until(&Deadline::after(PATIENCE), STEP, || {
-        let job = find(qmp)?.filter(|job| job["status"] == "concluded");
-        Ok(job.map(|job| job["error"].as_str().map(str::to_owned)))
-    })?;
-    let trouble = ended.ok_or_else(|| Error::timed_out("QEMU was not done with the snapshot in ten minutes"))?;
+    let mut silence = Silence::new(memory::SILENCE);
+    let trouble = loop {
+        let job = find(qmp)?.ok_or_else(|| Error::failed(format!("QEMU has forgotten '{command}'")))?;
+        if job["status"] == "concluded" {
+            break job["error"].as_str().map(str::to_owned);
+        }
+        if plan.disks.first().is_some_and(|disk| silence.lasts(memory::moved(plan, &disk.path))) {
+            let limit = humantime::format_duration(memory::SILENCE);
+            return Err(Error::timed_out(format!("QEMU is at '{command}', and got no further for {limit}")));
+        }
+        interrupt::check()?;
+        poll::sleep(STEP);
+    };
     qmp.command("job-dismiss", json!({"id": JOB}))?;
     match trouble {
         None => Ok(()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::process::{Census, Process};
+use super::process;
 use super::qmp::Qmp;
 use crate::base::layout::RuntimeFiles;
 use crate::base::poll::{self, Deadline};
@@ -19,7 +19,7 @@ use crate::driver::Status;
 const GLANCE: Duration = Duration::from_millis(200);
 
 /// A QEMU that lives and is silent for so long is given up on: the flush of a slow disk takes a part of that.
-pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Longest time for the end of a save that is given up, or of a load: both let go of what they write or read.
 const SETTLING: Duration = Duration::from_secs(600);
@@ -33,12 +33,9 @@ const STEP: Duration = Duration::from_millis(3);
 /// How a guest stands as far as its QEMU says so at once; `None`: it lives.
 ///
 /// # Errors
-/// When the system does not say which processes there are.
-pub(super) fn glance(plan: &GuestPlan, census: &Census) -> Result<Option<Status>> {
-    match Process::glance(plan, census)? {
-        None => Ok(Some(gone(plan))),
-        Some(_) => Ok(asked(plan, GLANCE).ok()),
-    }
+/// When the system does not say whether it lives.
+pub(super) fn glance(plan: &GuestPlan) -> Result<Option<Status>> {
+    Ok(if process::lives(plan)? { asked(plan, GLANCE).ok() } else { Some(gone(plan)) })
 }
 
 /// How a guest stands: QEMU's answer, however long that takes, or the end of its process.
@@ -48,10 +45,8 @@ pub(super) fn glance(plan: &GuestPlan, census: &Census) -> Result<Option<Status>
 pub(super) fn of(plan: &GuestPlan) -> Result<Status> {
     let mut limit = GLANCE;
     let answered = poll::until(&Deadline::after(PATIENCE), STEP, || {
-        let Some(process) = Process::of(plan)? else { return Ok(Some(gone(plan))) };
-        if process.leaving() {
-            process.wait(GLANCE);
-            return Ok(None);
+        if !process::lives(plan)? {
+            return Ok(Some(gone(plan)));
         }
         let status = asked(plan, limit).ok();
         // Short at first, for Ctrl-C and for a process that ends; a busy machine may need longer for the few lines.

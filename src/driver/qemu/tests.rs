@@ -380,10 +380,12 @@ fn a_guest_without_any_of_its_files_is_still_found() {
     let rig = Rig::new();
     let plan = rig.plan("web");
     rig.up(&plan);
+    fs::remove_file(&plan.backend_log).unwrap();
+    assert_eq!(rig.driver.status(&plan).unwrap(), Status::Running);
+    rig.driver.start(&plan, Begin::Boot).unwrap();
+    assert_eq!(rig.running().len(), 1);
     fs::remove_dir_all(&plan.runtime).unwrap();
     fs::remove_dir_all(&rig.driver.layout.guest(&plan.name)).unwrap();
-    // Its control socket is gone too: that it lives is all that can be said.
-    assert_eq!(rig.driver.glance(&plan).unwrap(), None);
     let owned = rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap();
     assert_eq!(owned.len(), 1);
     assert_eq!(owned[0].name, plan.name);
@@ -391,6 +393,59 @@ fn a_guest_without_any_of_its_files_is_still_found() {
     rig.driver.remove_owned(&owned[0]).unwrap();
     assert!(rig.driver.list_owned(&mut |error| panic!("{error}")).unwrap().is_empty());
     assert_eq!(rig.driver.status(&plan).unwrap(), Status::Stopped);
+}
+
+/// Between its birth and its first instruction, and again while it is buried, a process cannot be told by its arguments.
+/// What the kernel says counts: whoever holds the log is the guest's QEMU.
+#[test]
+fn one_that_has_no_name_yet_is_there() {
+    let rig = Rig::new();
+    let plan = rig.plan("web");
+    rig.driver.create(&plan).unwrap();
+    let life = Life::claim(&plan).unwrap().unwrap();
+    let mut nameless = Cmd::new("sleep").arg("36000").spawn_detached(life.into_log()).unwrap();
+    assert_eq!(rig.driver.glance(&plan).unwrap(), None, "one that lives was not seen");
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| rig.driver.status(&plan));
+        let started = scope.spawn(|| rig.driver.start(&plan, Begin::Boot));
+        assert_eq!(rig.driver.glance(&plan).unwrap(), None);
+        assert!(!asked.is_finished(), "{:?}", asked.join());
+        assert!(!started.is_finished() && rig.running().is_empty(), "a second one was started: {:?}", started.join());
+        nameless.kill();
+        started.join().unwrap().unwrap();
+        asked.join().unwrap().unwrap();
+    });
+    assert_eq!((rig.driver.status(&plan).unwrap(), rig.running().len()), (Status::Running, 1));
+}
+
+#[test]
+fn a_guest_has_one_process_whoever_starts_it() {
+    let rig = Rig::new();
+    let plan = rig.plan("web");
+    rig.driver.create(&plan).unwrap();
+    std::thread::scope(|scope| {
+        let start = || rig.driver.start(&plan, Begin::Boot);
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+        all.into_iter().for_each(|one| drop(one.join().unwrap().unwrap()));
+    });
+    assert_eq!(rig.running().len(), 1);
+    rig.driver.stop(&plan, Stop::Force).unwrap();
+    assert!(rig.running().is_empty() && !process::lives(&plan).unwrap());
+}
+
+/// A QEMU that ends in good order takes its pid file with it before anything else.
+#[test]
+fn one_that_is_stopped_is_one_that_is_gone() {
+    let rig = Rig::new();
+    let plan = rig.plan("web");
+    for _ in 0..10 {
+        rig.up(&plan);
+        let pid_file = RuntimeFiles::new(&plan.runtime).pid();
+        Cmd::new("kill").arg(fs::read_text(&pid_file, 32).unwrap().trim()).run().unwrap();
+        poll::wait_for("the end of its pid file", || !pid_file.exists());
+        // Its disk is free, and the next one has it.
+        assert_ne!(rig.driver.status(&plan).unwrap(), Status::Paused);
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(super) fn start(plan: &GuestPlan, state: &Path) -> Result<Option<Detached>> 
     end(plan)?;
     fs::create_private_dir(state)?;
     let socket = RuntimeFiles::new(&plan.runtime).tpm();
-    let log = fs::open_or_create(&plan.backend_log)?;
+    let log = fs::open_log(&plan.backend_log)?;
     let mut child = Cmd::new(program()?)
         .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
         .arg(format!("dir={},mode=0600", text(state)?))

@@ -114,6 +114,42 @@ fn a_hostile_or_silent_peer_holds_nobody_up() {
     }
 }
 
+/// A QEMU that says nothing for many times the limit, and is seen to get on.
+#[test]
+fn one_that_works_is_waited_for() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const LOOKS: u64 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let looks = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&looks);
+    let qemu = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        stream.write_all(b"{\"QMP\": {}}\n").unwrap();
+        lines.next().unwrap().unwrap();
+        stream.write_all(b"{\"return\": {}, \"id\": 1}\n").unwrap();
+        lines.next().unwrap().unwrap();
+        poll::wait_for("looks", || seen.load(Ordering::SeqCst) > LOOKS);
+        stream.write_all(b"{\"return\": \"done\", \"id\": 2}\n").unwrap();
+        lines.next().unwrap().unwrap();
+        // Never: it stands still from here on.
+        lines.next()
+    });
+    let still = Arc::clone(&looks);
+    let look = move || if still.load(Ordering::SeqCst) > LOOKS { 0 } else { still.fetch_add(1, Ordering::SeqCst) };
+    let mut qmp = Qmp::connect(&path, LONG).unwrap();
+    qmp.limit = Duration::from_millis(50);
+    let mut qmp = qmp.while_changes(look);
+    assert_eq!(qmp.command("slow", json!({})).unwrap(), "done");
+    assert_eq!(qmp.command("never", json!({})).unwrap_err().kind(), Kind::TimedOut);
+    drop(qmp);
+    qemu.join().unwrap();
+}
+
 #[test]
 fn no_socket_is_not_found() {
     let folder = tempfile::tempdir().unwrap();
