@@ -10,7 +10,7 @@ CARGO ?= cargo
 # The directory that cargo builds in; asked of cargo only where it is needed.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help deps build dist demo check test test-drivers bench fuzz install clean
+.PHONY: help deps build dist demo check test test-drivers quick soak bench fuzz install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,20 @@ test-drivers: ## only the tests that boot guests
 
 dist: ## build the binary that is installed (takes minutes)
 	$(CARGO) build --profile dist --locked
+
+soak: ## kills at random moments on a busy machine, for hours (ROUNDS=100)
+	@tests/image/build >/dev/null
+	@tests/image/tiny >/dev/null
+	ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --test soak -- --ignored --test-threads 1 --nocapture
+
+# Many at a time: they wait more than they work.
+QUICK = --lib --test architecture --test cli --test corpus --test hostile --test mirror --test sync
+quick: ## what needs no guest and no daemon: under a minute once it is compiled
+ifneq (,$(shell command -v cargo-nextest))
+	$(CARGO) nextest run --locked --test-threads 8 $(QUICK) -E 'not test(machines)'
+else
+	$(CARGO) test --locked $(QUICK) -- --skip machines
+endif
 
 bench: ## speed against named tools, as a table
 	$(CARGO) bench --profile dist --locked

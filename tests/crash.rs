@@ -1,0 +1,221 @@
+//! SIGKILL before each step that a command takes, one after the other: whatever it was at, the next command goes on
+//! from there, nothing is lost, nothing stays held, nothing is left.
+
+#![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
+
+mod support;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+
+use support::{Home, Mirror, SMALL, clock_is_right, in_guest, names, run, small_image, text, tiny};
+
+/// Kills a command before its first step, then before its second, until it gets through, each time from where `before`
+/// leaves things. `after` is told where it was killed.
+#[allow(clippy::print_stderr, reason = "how many there are is worth knowing")]
+fn at_each_step(home: &Home, command: &[&str], mut before: impl FnMut(), mut after: impl FnMut(&str)) {
+    for step in 1.. {
+        before();
+        let output = home.virga(command).env("VIRGA_TEST_DIE_AT", step.to_string()).output().unwrap();
+        let said = text(&output.stderr);
+        if output.status.signal() != Some(9) {
+            assert!(output.status.success(), "{command:?}: {said}");
+            assert!(step > 5, "{command:?} has {step} steps, all told");
+            eprintln!("{command:?}: {} steps", step - 1);
+            return;
+        }
+        let what = format!("{command:?}: {}", said.lines().last().unwrap_or_default());
+        eprintln!("{what}");
+        after(&what);
+    }
+}
+
+fn qemus(home: &Home) -> usize {
+    home.processes().iter().filter(|line| line.contains("qemu-system")).count()
+}
+
+fn state(home: &Home) -> String {
+    home.json(["list"])[0]["state"].as_str().unwrap_or("none").to_owned()
+}
+
+fn nothing_is_left(home: &Home, what: &str) {
+    home.ok(["prune"]);
+    assert_eq!(home.processes(), Vec::<String>::new(), "{what}");
+    assert_eq!(names(&home.state().join("guests")), Vec::<String>::new(), "{what}");
+    assert_eq!(home.sockets(), Vec::<String>::new(), "{what}");
+}
+
+/// A guest that is being made is a guest or none, and goes without a trace.
+#[test]
+fn create_and_destroy() {
+    let home = Home::with_key();
+    let image = home.path("small.qcow2");
+    small_image(&image, "64M");
+    let create: Vec<&str> = ["create", "guest", "--image", image.to_str().unwrap()].into_iter().chain(SMALL).collect();
+    let mut made = 0;
+    at_each_step(
+        &home,
+        &create,
+        || drop(home.output(["destroy", "guest"])),
+        |what| {
+            let there = home.json(["list"]);
+            let again = home.output(&create);
+            if there == serde_json::json!([]) {
+                assert!(again.status.success(), "{what}: {}", text(&again.stderr));
+            } else {
+                assert_eq!(again.status.code(), Some(1), "{what}: {}", text(&again.stderr));
+                assert!(text(&again.stderr).contains("virga destroy guest"), "{what}: {}", text(&again.stderr));
+                made += usize::from(there[0]["state"] != "half-made");
+            }
+            home.ok(["destroy", "guest"]);
+            nothing_is_left(&home, what);
+        },
+    );
+    assert!(made > 0, "it was never whole");
+    home.ok(["destroy", "guest"]);
+    at_each_step(
+        &home,
+        &["destroy", "guest"],
+        || drop(home.ok(&create)),
+        |what| {
+            if home.json(["list"]) != serde_json::json!([]) {
+                home.ok(["destroy", "guest"]);
+            }
+            nothing_is_left(&home, what);
+        },
+    );
+    home.assert_nothing_left();
+}
+
+#[test]
+fn start_and_stop() {
+    let home = Home::with_key();
+    let image = home.path("small.qcow2");
+    small_image(&image, "64M");
+    home.ok(["create", "guest", "--no-start", "--image", image.to_str().unwrap()].iter().chain(&SMALL));
+    let runs = |what: &str| {
+        home.ok(["start", "guest"]);
+        assert_eq!((state(&home).as_str(), qemus(&home)), ("running", 1), "{what}");
+    };
+    let stands = |what: &str| {
+        home.ok(["stop", "--force", "guest"]);
+        assert_eq!((state(&home).as_str(), qemus(&home)), ("stopped", 0), "{what}");
+    };
+    at_each_step(&home, &["start", "guest"], || stands("before"), runs);
+    at_each_step(&home, &["stop", "--force", "guest"], || runs("before"), stands);
+    home.ok(["destroy", "guest"]);
+    home.assert_nothing_left();
+}
+
+/// What is in a guest's memory is there afterwards, whichever command comes next, and it knows the time.
+#[test]
+fn save_and_resume() {
+    let home = Home::with_key();
+    home.ok(["create", "guest", "--image", tiny().to_str().unwrap()].iter().chain(&SMALL));
+    home.ok(["wait", "guest", "--timeout", "20m"]);
+    in_guest(&home, "guest", "echo here >/dev/shm/note");
+    let ask = "cat /proc/sys/kernel/random/boot_id /dev/shm/note";
+    let is_the_same = {
+        let before = in_guest(&home, "guest", ask);
+        let home = &home;
+        move |what: &str| {
+            assert_eq!(in_guest(home, "guest", ask), before, "{what}");
+            let files = names(&home.state().join("guests/guest"));
+            assert!(!files.iter().any(|name| name.starts_with("saved")), "{what}: {files:?}");
+            assert_eq!(qemus(home), 1, "{what}");
+        }
+    };
+    let mut turn = 0;
+    at_each_step(
+        &home,
+        &["save", "guest"],
+        || drop(home.ok(["start", "guest"])),
+        |what| {
+            turn += 1;
+            if turn % 3 == 0 {
+                home.ok(["save", "guest"]);
+                assert_eq!((state(&home).as_str(), qemus(&home)), ("saved", 0), "{what}");
+            }
+            home.ok(["start", "guest"]);
+            is_the_same(what);
+        },
+    );
+    at_each_step(
+        &home,
+        &["start", "guest"],
+        || drop(home.ok(["save", "guest"])),
+        |what| {
+            home.ok(["start", "guest"]);
+            is_the_same(what);
+            clock_is_right(&home, "guest");
+        },
+    );
+    home.ok(["destroy", "guest"]);
+    home.assert_nothing_left();
+}
+
+fn published(home: &Home) -> Mirror {
+    let image = |name: &str| {
+        let path = home.path(name);
+        small_image(&path, "1M");
+        path
+    };
+    let keys = |release| ["os=debian", release, "version_name=20261101"];
+    let mirror = Mirror::with_image(home, &image("one.qcow2"), &keys("release=one"));
+    let (dir, key, second) = (mirror.dir.to_str().unwrap(), mirror.key.to_str().unwrap(), image("two.qcow2"));
+    run("qemu-io", ["-c", "write 0 64k", second.to_str().unwrap()]);
+    home.ok(["stream", "add", dir, second.to_str().unwrap(), "--key", key].into_iter().chain(keys("release=two")));
+    mirror
+}
+
+#[test]
+fn sync() {
+    let home = Home::new();
+    let mirror = published(&home);
+    let keyring = mirror.dir.join("keyring.gpg").display().to_string();
+    let sync = ["--quiet", "sync", "--source", &mirror.url, "--keyring", &keyring];
+    at_each_step(
+        &home,
+        &sync,
+        || std::fs::remove_dir_all(home.state()).unwrap_or_default(),
+        |what| {
+            let images = home.json(["images"]);
+            let images = images.as_array().unwrap();
+            assert!(images.iter().all(|image| image["present"] == true), "{what}: {images:?}");
+            home.ok(sync);
+            assert!(home.ok(["images", "verify"]).starts_with("2 sound"), "{what}");
+            home.ok(["prune"]);
+            assert_eq!(names(&home.state().join("pool/partial")), Vec::<String>::new(), "{what}");
+            assert_eq!(names(&home.state().join("pool/blobs/sha256")).len(), 2, "{what}");
+        },
+    );
+}
+
+#[test]
+fn mirror() {
+    let home = Home::new();
+    let upstream = published(&home);
+    let keyring = upstream.dir.join("keyring.gpg").display().to_string();
+    let (copy, key) = (home.path("copy"), upstream.key.display().to_string());
+    let url = format!("file://{}", copy.display());
+    let mirror = ["--quiet", "mirror", &upstream.url, copy.to_str().unwrap(), "--keyring", &keyring, "--key", &key];
+    let sync = ["--quiet", "sync", "--source", &url, "--keyring", &keyring];
+    at_each_step(
+        &home,
+        &mirror,
+        || std::fs::remove_dir_all(&copy).unwrap_or_default(),
+        |what| {
+            home.ok(mirror);
+            assert_eq!(leftovers(&copy), Vec::<String>::new(), "{what}");
+            std::fs::remove_dir_all(home.state()).unwrap_or_default();
+            home.ok(sync);
+            assert_eq!(home.json(["images"]).as_array().unwrap().len(), 2, "{what}");
+        },
+    );
+}
+
+/// What is on its way, by its name, and lies in a tree.
+fn leftovers(tree: &Path) -> Vec<String> {
+    let found = run("find", [tree.to_str().unwrap(), "-name", ".virga-tmp*", "-o", "-name", "*.part*"]);
+    found.lines().map(str::to_owned).collect()
+}
