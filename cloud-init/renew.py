@@ -430,7 +430,6 @@ def main():
 
         orders = json.loads(line_from(channel))
         drawn = reseed(base64.b64decode(orders["entropy"]))
-        clock = set_clock(channel)
         # Each that is waited for goes on as soon as all that it reads is there.
         socket.sethostname(orders["hostname"])
         server_keys(orders)
@@ -438,6 +437,8 @@ def main():
             os.kill(pid, signal.SIGHUP)
             os.kill(pid, signal.SIGCONT)
         machine_ids(orders)
+        # Not before: it wakes the timers of PID 1, and what they start is to find this machine and no other.
+        clock = set_clock(channel)
         network_files(orders, old)
         os.write(held, b"\n")
         os.close(held)

@@ -18,7 +18,7 @@ mod pump;
 pub use pump::{Pipes, exit_code, interrupt_all, shell_word};
 
 use self::captured::Captured;
-use super::poll::{self, Deadline};
+use super::poll::{self, Deadline, Silence};
 use super::{Context as _, Error, Kind, Result, crash, interrupt};
 
 /// A killed program is gone in a moment; for so long one may hang in the kernel, on a disk that does not answer.
@@ -28,11 +28,17 @@ const BURIAL: Duration = Duration::from_secs(60);
 const LINE: usize = 4096;
 
 /// A program about to be run.
-#[derive(Debug)]
 pub struct Cmd {
     program: OsString,
     command: Command,
     timeout: Duration,
+    working: Option<Box<dyn Fn() -> u64>>,
+}
+
+impl std::fmt::Debug for Cmd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cmd").field("command", &self.command).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
 }
 
 /// What a program that ended well (or was allowed not to) left behind.
@@ -60,7 +66,7 @@ impl Cmd {
         let program = program.as_ref().to_owned();
         let mut command = Command::new(&program);
         command.env("LC_ALL", "C").env_remove(crash::VARIABLE).stdin(Stdio::null());
-        Cmd { program, command, timeout: Duration::from_secs(60) }
+        Cmd { program, command, timeout: Duration::from_secs(60), working: None }
     }
 
     /// Adds one argument.
@@ -84,6 +90,13 @@ impl Cmd {
         self
     }
 
+    /// As [`timeout`](Self::timeout), for a program that has as long to work as there is to do: it is killed when what
+    /// `look` returns has not changed for so long.
+    #[must_use]
+    pub fn while_changes(self, timeout: Duration, look: impl Fn() -> u64 + 'static) -> Self {
+        Cmd { timeout, working: Some(Box::new(look)), ..self }
+    }
+
     /// Runs to the end and collects the output, whatever the exit status.
     ///
     /// # Errors
@@ -94,22 +107,30 @@ impl Cmd {
         let mut child = start(&self.program, self.command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         stdout.begin(child.stdout.take());
         stderr.begin(child.stderr.take());
-        let ended = poll::until(&Deadline::after(self.timeout), Duration::from_millis(2), || {
-            child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
-        });
-        let status = match ended {
-            Ok(Some(status)) => status,
-            other => {
+        let mut silence = Silence::new(self.timeout);
+        let status = loop {
+            let ended = child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error));
+            let outcome = match ended {
+                Ok(Some(status)) => break status,
+                Ok(None) if silence.lasts(self.working.as_ref().map(|look| look())) => Err(self.late()),
+                Ok(None) => interrupt::check(),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
                 end(&mut child);
-                other?;
-                return Err(Error::timed_out(format!(
-                    "{} did not end within {}",
-                    shown(&self.program),
-                    humantime::format_duration(self.timeout)
-                )));
+                return Err(error);
             }
+            poll::sleep(Duration::from_millis(2));
         };
         Ok(Output { status, stdout: stdout.finish(), stderr: stderr.finish() })
+    }
+
+    fn late(&self) -> Error {
+        let (program, limit) = (shown(&self.program), humantime::format_duration(self.timeout));
+        Error::timed_out(match self.working {
+            None => format!("{program} did not end within {limit}"),
+            Some(_) => format!("{program} has got no further for {limit}"),
+        })
     }
 
     /// Runs to the end and returns the output of a program that ended with 0.
@@ -479,6 +500,26 @@ mod tests {
         assert!(text.ends_with("\n100000\n"));
         assert_eq!(reading.finish().unwrap_err().causes(), ["no"]);
         drop(Cmd::new("yes").read().unwrap());
+    }
+
+    /// Longer than its limit, by as much as it is seen to do.
+    #[test]
+    fn what_gets_on_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (looks, path) = (std::cell::Cell::new(0), folder.path().join("enough"));
+        let script = format!("while [ ! -e '{}' ]; do sleep 0.02; done", path.display());
+        let enough = path.clone();
+        let look = move || {
+            looks.set(looks.get() + 1);
+            if looks.get() == 100 {
+                crate::base::fs::write_new(&enough, b"", 0o600).unwrap();
+            }
+            // Each look is another one, so the limit never passes.
+            looks.get()
+        };
+        Cmd::new("sh").args(["-c", &script]).while_changes(Duration::from_nanos(1), look).run().unwrap();
+        let still = Cmd::new("sleep").arg("36000").while_changes(Duration::from_millis(50), || 0).run();
+        assert_eq!(still.unwrap_err().kind(), Kind::TimedOut);
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     {
         // Ctrl-C takes back what the command made. A guest that was not ready in time stays, to be looked at.
         term::talk(&format!("interrupted: removing '{name}'"));
-        interrupt::shielded(|| destroy::destroy(env, &name))?;
+        interrupt::shielded(|| destroy::destroy_this(env, &created.record))?;
     }
     outcome
 }

@@ -199,6 +199,24 @@ pub fn reserve(layout: &Layout, record: Record) -> Result<Held> {
     }
 }
 
+/// Takes a name that no guest has, without a record, for whoever clears up what bears it; `None` when one has it.
+/// [`remove_folder`] gives it back.
+///
+/// # Errors
+/// When the folder cannot be made or locked.
+pub fn take_name(layout: &Layout, name: &GuestName) -> Result<Option<FileLock>> {
+    fs::create_private_dir(&layout.guests())?;
+    if !fs::create_new_private_dir(layout.guest_files(name).folder())? {
+        return Ok(None);
+    }
+    match FileLock::try_acquire(&layout.guest_files(name).lock(), Mode::Exclusive) {
+        Ok(Some(lock)) if matches!(load(layout, name), Ok(None)) => Ok(Some(lock)),
+        Err(error) if error.kind() != Kind::NotFound => Err(error),
+        // Another command has removed the folder, or uses it by now.
+        _ => Ok(None),
+    }
+}
+
 /// Why a name cannot be had: a whole guest has it, or a half-made one.
 #[must_use]
 pub fn taken(layout: &Layout, name: &GuestName) -> Error {
@@ -259,9 +277,8 @@ fn missing(name: &GuestName) -> Error {
 /// # Errors
 /// As [`get`], and [`Kind::TimedOut`] when another command holds it.
 pub fn hold(layout: &Layout, name: &GuestName) -> Result<Held> {
-    get(layout, name)?;
+    // First: one that is being made is whole when its maker lets go of it, and it may go while it is waited for.
     let lock = lock(layout, name)?;
-    // It may have gone while we waited.
     let record = get(layout, name)?;
     // What a killed command was about to write may have secrets in it.
     fs::sweep_temporary(&layout.guest(name))?;
@@ -311,12 +328,17 @@ fn title(name: &GuestName) -> String {
 /// # Errors
 /// When something cannot be removed; the name is free all the same.
 pub fn remove_folder(layout: &Layout, name: &GuestName) -> Result<()> {
-    let aside = layout.guests().join(format!("{REMOVING}{name}-{}", std::process::id()));
-    match fs::rename(&layout.guest(name), &aside) {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => fs::remove_dir_all(&aside),
+    // One that was killed in the midst of this may have had our number.
+    for try_ in 0_u32.. {
+        let aside = layout.guests().join(format!("{REMOVING}{name}-{}-{try_}", std::process::id()));
+        match fs::rename_new(&layout.guest(name), &aside) {
+            Err(error) if error.kind() == Kind::Exists => {}
+            Err(error) if error.kind() == Kind::NotFound => break,
+            Err(error) => return Err(error),
+            Ok(()) => return fs::remove_dir_all(&aside),
+        }
     }
+    Ok(())
 }
 
 /// One line of a listing.

@@ -273,7 +273,13 @@ impl Reader<'_> {
         }
         let from = From { root: &self.source.url, network: Network::Offline, known: &known, fetcher: &fetcher };
         match first {
-            None => self.walk(from, filters).await,
+            None => match self.walk(from, filters).await {
+                // A sync has put other documents in the place of those that were known when we began.
+                Err(error) if error.kind() == Kind::NotFound && self.pool.generation(&self.source.name)? != known => {
+                    Box::pin(self.read(filters, network)).await
+                }
+                read => read,
+            },
             Some(error) if matches!(error.kind(), Kind::Failed | Kind::TimedOut) && !known.metadata.is_empty() => {
                 // What is wrong with the copy is of no interest: the network is what failed.
                 let Ok(copy) = self.walk(from, filters).await else { return Err(error) };

@@ -1,7 +1,7 @@
 //! Taking a guest away, whatever state it is in.
 
 use super::Env;
-use crate::base::plan::DriverKind;
+use crate::base::plan::{DriverKind, InstanceId};
 use crate::base::{Error, GuestName, Kind, Result, interrupt};
 use crate::driver::Away;
 use crate::{guest, session};
@@ -13,6 +13,18 @@ use crate::{guest, session};
 /// # Errors
 /// [`crate::base::Kind::TimedOut`] when another command is at work on it; else what could not be removed.
 pub fn destroy(env: Env<'_>, name: &GuestName) -> Result<bool> {
+    destroy_it(env, name, None)
+}
+
+/// As [`destroy`], for this very guest: another one that has its name by now stays.
+///
+/// # Errors
+/// As [`destroy`].
+pub fn destroy_this(env: Env<'_>, guest: &guest::Record) -> Result<bool> {
+    destroy_it(env, guest.name(), Some(&guest.plan.id))
+}
+
+fn destroy_it(env: Env<'_>, name: &GuestName, only: Option<&InstanceId>) -> Result<bool> {
     let layout = &env.settings.layout;
     let mut found = false;
     if guest::exists(layout, name) {
@@ -20,9 +32,12 @@ pub fn destroy(env: Env<'_>, name: &GuestName) -> Result<bool> {
             Err(error) if error.kind() == Kind::NotFound => return Ok(false),
             other => other?,
         };
-        found = true;
         // A record that cannot be read is no reason to keep the guest: its label finds the process.
         let record = guest::load(layout, name).ok().flatten();
+        if only.is_some_and(|id| record.as_ref().is_none_or(|record| record.plan.id != *id)) {
+            return Ok(false);
+        }
+        found = true;
         if let Some(record) = &record {
             // Both plans of a change that was interrupted: one of them may name what the other does not.
             for plan in record.was.iter().chain([&record.plan]) {
@@ -36,10 +51,16 @@ pub fn destroy(env: Env<'_>, name: &GuestName) -> Result<bool> {
         if let Some(id) = record.and_then(|record| record.session) {
             session::end_lease(layout, &id)?;
         }
-    } else {
+    } else if only.is_none() {
         refuse_half_renamed(env, name)?;
         let mut unseen = None;
-        found |= remove_labelled(env, name, &mut |error| unseen = Some(error))?;
+        if is_labelled(env, name, &mut |error| unseen = Some(error))? {
+            // The name is ours meanwhile: what another command makes under it now is not what was seen.
+            let Some(lock) = guest::take_name(layout, name)? else { return destroy(env, name) };
+            found = remove_labelled(env, name, &mut drop)?;
+            guest::remove_folder(layout, name)?;
+            drop(lock);
+        }
         if let Some(error) = unseen.filter(|_| !found) {
             return Err(error);
         }
@@ -61,6 +82,15 @@ fn refuse_half_renamed(env: Env<'_>, name: &GuestName) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn is_labelled(env: Env<'_>, name: &GuestName, away: Away<'_>) -> Result<bool> {
+    for driver in DriverKind::ALL.iter().map(|kind| env.driver(*kind)) {
+        if driver.list_owned(away)?.iter().any(|owned| owned.name == *name) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn remove_labelled(env: Env<'_>, name: &GuestName, away: Away<'_>) -> Result<bool> {

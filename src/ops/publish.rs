@@ -150,8 +150,14 @@ pub(super) fn keys_for(env: Env<'_>, dir: &Path, file: &Path, user_id: &str) -> 
             return Err(other_key());
         }
         let key = SigningKey::generate(user_id)?;
-        fs::write_atomic(file, key.to_armored()?.as_bytes(), 0o600)?;
-        env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", file.display()));
+        match fs::write_once(file, key.to_armored()?.as_bytes(), 0o600) {
+            // Another command made one since: that is the key.
+            Err(error) if error.kind() == Kind::Exists => {}
+            made => {
+                made?;
+                env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", file.display()));
+            }
+        }
     }
     let keys = Keys::load(file)?;
     let public = keys.signing.public_binary()?;
@@ -186,13 +192,10 @@ fn refuse_key_within(dir: &Path, key: &Path) -> Result<()> {
 pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
     let mut attributes = attributes(&request.keys)?;
     let container = Container::of(request, &mut attributes)?;
-    let facts = match &container {
-        Some(_) => None,
-        None => {
-            let facts = disk::inspect(&request.image, None)?;
-            Some(Facts { format: facts.format, virtual_size: ByteSize(facts.virtual_size) })
-        }
-    };
+    if container.is_none() {
+        // Before anything is copied, and by the name that the user knows. What counts is what is found in the copy.
+        facts(&request.image)?;
+    }
     let keys = Keys::load(&request.key)?;
     let mut place = |key: &str| attributes.remove(key);
     let (content_id, product) = (place("content_id"), place("product_name"));
@@ -206,7 +209,7 @@ pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
             version,
             ftype: container.as_ref().map(|container| container.ftype.into()).or(ftype).unwrap_or(DEFAULT_FTYPE.into()),
             attributes,
-            facts,
+            inspect: container.is_none().then_some(facts),
             metadata: container.as_ref().map(|container| container.metadata().to_owned()),
         })
     })?;
@@ -219,6 +222,11 @@ pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
         size: added.item.size.unwrap_or_default(),
         new: added.new,
     })
+}
+
+fn facts(image: &Path) -> Result<Facts> {
+    let facts = disk::inspect(image, None)?;
+    Ok(Facts { format: facts.format, virtual_size: ByteSize(facts.virtual_size) })
 }
 
 /// `KEY=VALUE` each.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Env, images};
+use crate::base::progress::Silent;
 use crate::base::{Digest, Error, ImageId, Result, interrupt};
 use crate::guest;
 use crate::pool::ImageRecord;
@@ -38,14 +39,14 @@ pub struct Rotten {
 
 /// Hashes the blobs of all images that match again. One that has rotted is
 /// moved aside, so that nothing is made of it any more and the next sync fetches
-/// it anew. Holds the pool's lock together with others; may take long.
+/// it anew. Holds the pool's lock together with others, and alone as it moves; may take long.
 ///
 /// # Errors
 /// When something cannot be read or moved; what rotted is in the answer.
 pub fn verify(env: Env<'_>, filters: &[String]) -> Result<Checked> {
     let listed = images::images(env, filters)?;
     let pool = env.pool()?;
-    let _lock = pool.lock_shared()?;
+    let lock = pool.lock_shared()?;
     let mut by_blob: BTreeMap<Digest, Vec<&ImageRecord>> = BTreeMap::new();
     for line in &listed {
         by_blob.entry(line.record.blob.clone()).or_default().push(&line.record);
@@ -56,7 +57,7 @@ pub fn verify(env: Env<'_>, filters: &[String]) -> Result<Checked> {
             by_blob.entry(blob).or_default();
         }
     }
-    let mut checked = Checked::default();
+    let (mut checked, mut suspects) = (Checked::default(), Vec::new());
     for (blob, records) in by_blob {
         interrupt::check()?;
         let ids: Vec<ImageId> = records.iter().map(|record| record.id.clone()).collect();
@@ -79,8 +80,20 @@ pub fn verify(env: Env<'_>, filters: &[String]) -> Result<Checked> {
             checked.bytes += size;
             continue;
         }
+        suspects.push((blob, ids));
+    }
+    if suspects.is_empty() {
+        return Ok(checked);
+    }
+    // Alone, so that nobody makes a guest of one as it goes; and looked at again, as a sync may have healed it since.
+    drop(lock);
+    let _lock = pool.lock_exclusive()?;
+    for (blob, images) in suspects {
+        if !pool.has_blob(&blob) || pool.verify_blob(&blob, &Silent)? {
+            continue;
+        }
         let guests = guests_on(env, &blob)?;
-        checked.rotten.push(Rotten { moved_to: pool.quarantine(&blob)?, blob, images: ids, guests });
+        checked.rotten.push(Rotten { moved_to: pool.quarantine(&blob)?, blob, images, guests });
     }
     Ok(checked)
 }

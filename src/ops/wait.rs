@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Env, list, ssh};
-use crate::base::poll::Deadline;
+use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestName, Kind, Result};
 use crate::driver::{Driver, Status};
 use crate::guest::{self, Record};
@@ -23,12 +23,8 @@ const CONSOLE_LINES: usize = 12;
 /// [`Kind::Refused`] when another host key answers than the one that was injected.
 pub fn wait(env: Env<'_>, name: &GuestName, goal: Goal, timeout: Duration) -> Result<Ready> {
     let deadline = Deadline::after(timeout);
-    let record = guest::get(&env.settings.layout, name)?;
+    let record = settled(env, name, &deadline)?;
     let driver = env.driver(record.driver);
-    match driver.status(&record.plan)? {
-        Status::Running => {}
-        status => return Err(list::not_running(name, status)),
-    }
     let login = ssh::login(env, &record, None);
     let outcome = {
         let stage = env.reporter.wait(name.as_str());
@@ -47,6 +43,30 @@ pub fn wait(env: Env<'_>, name: &GuestName, goal: Goal, timeout: Duration) -> Re
         })
     };
     outcome.map_err(|error| explained(env, driver.as_ref(), &record, error))
+}
+
+/// The record of a guest that runs. One that another command makes or starts just now is none yet, and may become one.
+fn settled(env: Env<'_>, name: &GuestName, deadline: &Deadline) -> Result<Record> {
+    let layout = &env.settings.layout;
+    let look = || {
+        let record = guest::get(layout, name)?;
+        match env.driver(record.driver).status(&record.plan)? {
+            Status::Running => Ok(record),
+            status => Err(list::not_running(name, status)),
+        }
+    };
+    let mut last = None;
+    let found = poll::until(deadline, Duration::from_millis(100), || match look() {
+        Err(error) if error.kind() == Kind::Failed && !guest::is_free(layout, name)? => {
+            last = Some(error);
+            Ok(None)
+        }
+        looked => looked.map(Some),
+    })?;
+    match (found, last) {
+        (Some(record), _) => Ok(record),
+        (None, last) => Err(last.unwrap_or_else(|| Error::timed_out(format!("guest '{name}' does not run yet")))),
+    }
 }
 
 /// Shows the console's last lines and adds what can be done.

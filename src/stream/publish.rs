@@ -125,8 +125,8 @@ pub struct AddRequest {
     /// `release` and `arch`, and as wished `os`, `version`, `aliases`,
     /// `release_title` … of the product, `label` and `pubname` of the version.
     pub attributes: BTreeMap<String, String>,
-    /// For a disk image: what its header says.
-    pub facts: Option<Facts>,
+    /// For a disk image: reads what its header says, and refuses a hostile one. Called with the copy that is published.
+    pub inspect: Option<fn(&Path) -> Result<Facts>>,
     /// For a container's root file system: its metadata archive (tar.xz).
     pub metadata: Option<PathBuf>,
 }

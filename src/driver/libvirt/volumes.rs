@@ -25,7 +25,7 @@ use crate::base::{Error, Kind, Result, fs, interrupt};
 const DEPTH: usize = 100;
 
 /// libvirt looks at a pool by itself after an upload, and meanwhile nobody else may.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A volume of a pool.
 #[derive(Clone, Debug)]
@@ -206,8 +206,14 @@ impl Uvtool {
             return Err(error);
         }
         // libvirt took it for raw bytes so far.
-        poll::until(&Deadline::after(PATIENCE), Duration::from_millis(20), || Ok(refresh(&pool).ok()))?;
-        Ok(())
+        let mut trouble = None;
+        let seen = poll::until(&Deadline::after(PATIENCE), Duration::from_millis(20), || {
+            Ok(refresh(&pool).map_err(|error| trouble = Some(error)).ok())
+        })?;
+        match (seen, trouble) {
+            (None, Some(error)) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Deletes volumes of a pool; those that are not there are no trouble.

@@ -22,8 +22,8 @@ use crate::rootfs::{self, Limits, Options, Within};
 const SEED: &str = "var/lib/cloud/seed/nocloud-net";
 /// Most bytes of one document of a seed, and of settings.
 const LIMIT: u64 = 64 << 20;
-/// A copy of a root takes as long as the disk does.
-const COPYING: Duration = Duration::from_secs(3600);
+/// For a copy of a root that takes no more of the disk: all of it takes as long as the disk does.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// The id of the guest that a folder belongs to; `None` where there is no folder, or remains of one.
 pub(super) fn label(files: &LxcFiles) -> Option<InstanceId> {
@@ -93,8 +93,9 @@ fn own(path: &Path, uid: u32, gid: u32) -> Result<()> {
 /// # Errors
 /// When it cannot be copied; a part may be there then.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
-    Cmd::new("cp").args(["-a", "--reflink=auto", "--no-target-directory"]).args([from, to]).timeout(COPYING).run()?;
-    Ok(())
+    let disk = fs::folder_of(to).to_owned();
+    let copy = Cmd::new("cp").args(["-a", "--reflink=auto", "--no-target-directory"]).args([from, to]);
+    copy.while_changes(SILENCE, move || fs::free_space(&disk).unwrap_or_default()).run().map(drop)
 }
 
 /// Writes the root as a tar, beneath its folder `rootfs`, with owners as the container sees them.

@@ -45,7 +45,8 @@ impl NewFile {
 /// The request's files, the image itself last, copied into `folder`.
 pub(super) fn files(folder: &Path, request: &AddRequest) -> Result<Vec<NewFile>> {
     let mut root = NewFile::new(content::take_in(folder, &request.file)?, &[&request.ftype])?;
-    if let Some(facts) = request.facts {
+    if let Some(inspect) = request.inspect {
+        let facts = inspect(root.content.file())?;
         root.set("disk_format", &facts.format.name().into());
         root.set("virtual_size", &facts.virtual_size.0.into());
     }

@@ -61,7 +61,7 @@ impl Fixture {
             version: None,
             ftype: DEFAULT_FTYPE.into(),
             attributes: attributes.iter().map(own).collect(),
-            facts: Some(Facts { format: DiskFormat::Qcow2, virtual_size: ByteSize(ByteSize::GIB) }),
+            inspect: Some(|_| Ok(Facts { format: DiskFormat::Qcow2, virtual_size: ByteSize(ByteSize::GIB) })),
             metadata: None,
         }
     }
@@ -184,7 +184,7 @@ fn published_content_never_changes() {
     assert_eq!(error.kind(), Kind::Exists);
     assert!(fixture.problems().is_empty(), "the refused file is gone: {:?}", fixture.problems());
     // Another item of the same version is welcome.
-    let manifest = AddRequest { ftype: "manifest".into(), facts: None, ..versioned("list") };
+    let manifest = AddRequest { ftype: "manifest".into(), inspect: None, ..versioned("list") };
     assert!(fixture.publisher(|p| p.add(&manifest)).unwrap().new);
 }
 

@@ -21,7 +21,7 @@ fn add(
     fs::write_atomic(&file, metadata.as_bytes(), 0o600)?;
     let request = AddRequest {
         ftype: ftype.into(),
-        facts: None,
+        inspect: None,
         metadata: Some(file),
         version: version.map(str::to_owned),
         ..fixture.request(root, &KEYS)
