@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use roxmltree::Document;
 use support::sandbox::Sandbox;
-use support::{Home, names, run, small_image, text, write};
+use support::{Home, LONG, names, run, small_image, text, wait_for, write};
 
 const LIBVIRT: [&str; 4] = ["--driver", "libvirt", "--connect", "qemu:///system"];
 
@@ -159,7 +159,12 @@ fn a_daemon_elsewhere_keeps_guests_by_its_connection_alone() {
     home.ok(["start", "vl-far"]);
     assert_eq!(virsh(&["domstate", "vl-far"]).trim(), "running");
     home.ok(["suspend", "vl-far"]);
-    home.ok(["resume", "vl-far"]);
+    // Nobody is in it who could be told the time: that is given up, and due.
+    let mut resumed = home.virga(["resume", "vl-far"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the guest", LONG, || virsh(&["domstate", "vl-far"]).trim() == "running");
+    run("kill", ["-INT", &resumed.id().to_string()]);
+    assert_eq!(resumed.wait().unwrap().code(), Some(130));
+    assert!(std::fs::read_to_string(home.state().join("guests/vl-far/guest.json")).unwrap().contains("clock_due"));
     let picture = home.path("far.png");
     home.ok(["screenshot", "vl-far", picture.to_str().unwrap()]);
     assert!(run("file", [picture.to_str().unwrap()]).contains("PNG image"));

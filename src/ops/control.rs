@@ -212,6 +212,8 @@ pub(super) fn right_clock(env: Env<'_>, held: &mut Held) -> Result<()> {
 fn set_clock(env: Env<'_>, record: &Record) -> Result<()> {
     let deadline = Deadline::after(CLOCK);
     let driver = env.driver(record.driver);
+    let waiting = env.reporter.wait(record.name().as_str());
+    waiting.stage("telling it the time (Ctrl-C leaves that to the next start)");
     let login = ssh::login(env, record, None);
     let mut last = Error::timed_out("it has no address");
     let mut refusals = 0;

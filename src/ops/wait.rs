@@ -55,18 +55,14 @@ fn settled(env: Env<'_>, name: &GuestName, deadline: &Deadline) -> Result<Record
             status => Err(list::not_running(name, status)),
         }
     };
-    let mut last = None;
     let found = poll::until(deadline, Duration::from_millis(100), || match look() {
-        Err(error) if error.kind() == Kind::Failed && !guest::is_free(layout, name)? => {
-            last = Some(error);
-            Ok(None)
-        }
+        Err(error) if error.kind() == Kind::Failed && !guest::is_free(layout, name)? => Ok(None),
         looked => looked.map(Some),
     })?;
-    match (found, last) {
-        (Some(record), _) => Ok(record),
-        (None, last) => Err(last.unwrap_or_else(|| Error::timed_out(format!("guest '{name}' does not run yet")))),
-    }
+    found.ok_or_else(|| {
+        let limit = humantime::format_duration(deadline.limit());
+        Error::timed_out(format!("guest '{name}' is not running within {limit}, and another virga is at work on it"))
+    })
 }
 
 /// Shows the console's last lines and adds what can be done.
