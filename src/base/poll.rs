@@ -105,11 +105,12 @@ impl<T: PartialEq> Silence<T> {
 
     /// Takes note of how far the work is. Returns whether it has been there for the whole limit.
     pub fn lasts(&mut self, at: T) -> bool {
-        if self.at.as_ref() != Some(&at) {
-            self.at = Some(at);
-            self.since = Instant::now();
+        if self.at.as_ref() == Some(&at) {
+            return self.since.elapsed() >= self.limit;
         }
-        self.since.elapsed() >= self.limit
+        self.at = Some(at);
+        self.since = Instant::now();
+        false
     }
 }
 
