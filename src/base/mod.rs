@@ -19,6 +19,7 @@ pub mod poll;
 pub mod progress;
 pub mod size;
 pub mod state;
+pub mod tls;
 pub mod undo;
 
 pub use error::{Context, Error, Kind, Result};

@@ -9,7 +9,7 @@ use reqwest::{Client, Response, StatusCode, Url, redirect};
 
 use super::retry::Failure;
 use super::{FetchSettings, Fetcher, Target, Validators};
-use crate::base::{Context as _, Error, Kind, Result};
+use crate::base::{Context as _, Error, Kind, Result, tls};
 
 const REDIRECTS_MAX: usize = 5;
 /// Longest validator that is worth keeping.
@@ -37,6 +37,7 @@ pub(super) fn client(settings: &FetchSettings, way: Way) -> Result<Client> {
         Ok(()) => attempt.follow(),
         Err(reason) => attempt.error(reason),
     });
+    tls::provider();
     let builder = Client::builder()
         .user_agent(&settings.user_agent)
         .connect_timeout(settings.connect_timeout)

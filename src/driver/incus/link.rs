@@ -83,6 +83,7 @@ impl Link {
     /// # Errors
     /// When the system has nothing to give for it.
     pub(super) fn client(&self) -> Result<reqwest::Client> {
+        crate::base::tls::provider();
         let builder = reqwest::Client::builder().no_proxy().http1_only();
         let builder = match self {
             Link::Socket(socket) => builder.unix_socket(socket.clone()),

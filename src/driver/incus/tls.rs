@@ -10,14 +10,14 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error as Tls
 use rustls_platform_verifier::Verifier;
 
 use super::remotes::Identity;
-use crate::base::{Context as _, Result};
+use crate::base::{Context as _, Result, tls};
 
 /// What is asked of a connection. `pinned`: the server's certificate; without it the system's authorities decide.
 ///
 /// # Errors
 /// For a client certificate that its key does not fit; without authorities.
 pub(super) fn config(pinned: Option<CertificateDer<'static>>, identity: Identity) -> Result<ClientConfig> {
-    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+    let provider = tls::provider();
     let what = || format!("using the client certificate '{}'", identity.file.display());
     let verifier: Arc<dyn ServerCertVerifier> = match pinned {
         Some(certificate) => Arc::new(Pinned { certificate, algorithms: provider.signature_verification_algorithms }),
