@@ -7,7 +7,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use support::{Home, LONG, SMALL, children, run, small_image, text, wait_for};
+use support::{Home, LONG, SOLO, children, run, small_image, text, wait_for};
 
 fn image(home: &Home) -> PathBuf {
     let image = home.path("small.qcow2");
@@ -40,7 +40,7 @@ impl Drop for Holder {
 #[test]
 fn a_guest_that_is_being_started_is_waited_for() {
     let home = Home::with_key();
-    home.ok(["create", "guest", "--no-start", "--image", image(&home).to_str().unwrap()].iter().chain(&SMALL));
+    home.ok(["create", "guest", "--no-start", "--image", image(&home).to_str().unwrap()].iter().chain(&SOLO));
     let error = home.fails(1, ["wait", "guest", "--timeout", "1h"]);
     assert!(error.contains("virga start guest"), "{error}");
     let holder = Holder::of(&home.state().join("guests/guest/lock"));
@@ -81,7 +81,7 @@ fn two_first_runs_share_one_key() {
 fn create_and_destroy_of_one_name() {
     let home = Home::with_key();
     let image = image(&home);
-    let create: Vec<&str> = ["create", "guest", "--image", image.to_str().unwrap()].into_iter().chain(SMALL).collect();
+    let create: Vec<&str> = ["create", "guest", "--image", image.to_str().unwrap()].into_iter().chain(SOLO).collect();
     std::thread::scope(|scope| {
         let maker = scope.spawn(|| {
             let made = |_| {

@@ -8,7 +8,7 @@ mod support;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 
-use support::{Home, Mirror, SMALL, clock_is_right, in_guest, names, run, small_image, text, tiny};
+use support::{Home, Mirror, SOLO, clock_is_right, in_guest, names, run, small_image, text, tiny};
 
 /// Kills a command before its first step, then before its second, until it gets through, each time from where `before`
 /// leaves things. `after` is told where it was killed.
@@ -51,7 +51,7 @@ fn create_and_destroy() {
     let home = Home::with_key();
     let image = home.path("small.qcow2");
     small_image(&image, "64M");
-    let create: Vec<&str> = ["create", "guest", "--image", image.to_str().unwrap()].into_iter().chain(SMALL).collect();
+    let create: Vec<&str> = ["create", "guest", "--image", image.to_str().unwrap()].into_iter().chain(SOLO).collect();
     let mut made = 0;
     at_each_step(
         &home,
@@ -92,7 +92,7 @@ fn start_and_stop() {
     let home = Home::with_key();
     let image = home.path("small.qcow2");
     small_image(&image, "64M");
-    home.ok(["create", "guest", "--no-start", "--image", image.to_str().unwrap()].iter().chain(&SMALL));
+    home.ok(["create", "guest", "--no-start", "--image", image.to_str().unwrap()].iter().chain(&SOLO));
     let runs = |what: &str| {
         home.ok(["start", "guest"]);
         assert_eq!((state(&home).as_str(), qemus(&home)), ("running", 1), "{what}");
@@ -111,7 +111,7 @@ fn start_and_stop() {
 #[test]
 fn save_and_resume() {
     let home = Home::with_key();
-    home.ok(["create", "guest", "--image", tiny().to_str().unwrap()].iter().chain(&SMALL));
+    home.ok(["create", "guest", "--image", tiny().to_str().unwrap()].iter().chain(&SOLO));
     home.ok(["wait", "guest", "--timeout", "20m"]);
     in_guest(&home, "guest", "echo here >/dev/shm/note");
     let ask = "cat /proc/sys/kernel/random/boot_id /dev/shm/note";

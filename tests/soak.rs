@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
-use support::{Home, SMALL, WARM, image, in_guest, names, sha256, tiny};
+use support::{Home, SOLO, WARM, image, in_guest, names, sha256, tiny};
 
 /// Kills that hit a command at work, of each kind.
 fn rounds() -> usize {
@@ -69,7 +69,7 @@ fn took(work: impl FnOnce()) -> Duration {
 fn save_and_start() {
     let home = Home::with_key();
     let _busy = Busy::new();
-    home.ok(["create", "guest", "--wait", "--image", tiny().to_str().unwrap()].iter().chain(&SMALL));
+    home.ok(["create", "guest", "--wait", "--image", tiny().to_str().unwrap()].iter().chain(&SOLO));
     in_guest(&home, "guest", "echo here >/dev/shm/note");
     let ask = "cat /proc/sys/kernel/random/boot_id /dev/shm/note";
     let before = in_guest(&home, "guest", ask);

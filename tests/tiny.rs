@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Home, SMALL, clock_is_right, in_guest, tiny, wait_for, write};
+use support::{Home, SOLO, clock_is_right, in_guest, tiny, wait_for, write};
 
 const USER_DATA: &str = "#cloud-config
 write_files:
@@ -31,13 +31,13 @@ fn a_tiny_guest_is_what_its_seed_says() {
     write(&home.path("odd"), "#cloud-config\npackages: [git]\n");
     let image = tiny().to_str().unwrap();
     let create =
-        |name: &str, more: &[&str]| home.ok(["create", name, "--image", image].iter().chain(&SMALL).chain(more));
+        |name: &str, more: &[&str]| home.ok(["create", name, "--image", image].iter().chain(&SOLO).chain(more));
     create("one", &["--user-data", "user-data", "--run-script-once", "once.sh"]);
     create("odd", &["--user-data", "odd"]);
-    home.ok(["wait", "one", "--timeout", "5m"]);
+    home.ok(["wait", "one", "--timeout", "20m"]);
 
     // What it cannot do it says, and does not call itself ready.
-    let error = home.fails(1, ["wait", "odd", "--timeout", "5m"]);
+    let error = home.fails(1, ["wait", "odd", "--timeout", "20m"]);
     assert!(error.contains("packages"), "{error}");
     home.ok(["destroy", "odd"]);
 
@@ -63,7 +63,7 @@ fn a_tiny_guest_is_what_its_seed_says() {
     home.ok(["stop", "one"]);
     assert_eq!(home.json(["list"])[0]["state"], "stopped");
     home.ok(["start", "one"]);
-    home.ok(["wait", "one", "--timeout", "5m"]);
+    home.ok(["wait", "one", "--timeout", "20m"]);
     let now = in_guest(&home, "one", "cat /proc/sys/kernel/random/boot_id");
     assert_ne!(now, boot);
     assert_eq!(in_guest(&home, "one", ran), "two words\nline\nonce\n", "something ran at the second start too");

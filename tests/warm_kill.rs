@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
-use support::{Home, LONG, SMALL, WARM, clock_is_right, image, in_guest, names, run, sha256, text, tiny, wait_for};
+use support::{Home, LONG, SOLO, WARM, clock_is_right, image, in_guest, names, run, sha256, text, tiny, wait_for};
 
 /// Not the machine of all other tests: it is another template.
 const OTHER: [&str; 8] = ["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"];
@@ -154,7 +154,7 @@ fn a_killed_clone_is_none() {
 #[test]
 fn an_interrupted_save_lets_the_guest_run_on() {
     let home = Home::with_key();
-    home.ok(["create", "guest", "--wait", "--image", tiny().to_str().unwrap()].iter().chain(&SMALL));
+    home.ok(["create", "guest", "--wait", "--image", tiny().to_str().unwrap()].iter().chain(&SOLO));
     in_guest(&home, "guest", "echo here >/dev/shm/note");
     let before = in_guest(&home, "guest", ASK);
     for signals in [&["-INT"][..], &["-HUP", "-HUP"], &["-TERM", "-TERM"]] {

@@ -467,6 +467,8 @@ pub const SMALL: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "2
 
 /// [`SMALL`] with one processor, for guests that boot at a libvirt daemon: the many slots that it gives them are mapped
 /// anew as they boot, and with a second emulated processor QEMU 10.0 then fails at times ("iotlb_to_section: Assertion").
+/// And for all for which it is enough: on a busy host the second one may lose its timer, and the guest hangs as it boots
+/// ("rcu_preempt kthread timer wakeup didn't happen").
 pub const SOLO: [&str; 6] = ["--accel", "tcg", "--memory", "512M", "--cpus", "1"];
 
 /// [`SMALL`], warm; for [`Home::warm`].
