@@ -47,7 +47,7 @@ test: ## every test, real boots included
 test-drivers: ## only the tests that boot guests
 	@tests/image/build >/dev/null
 	@tests/image/tiny >/dev/null
-	$(RUN_TESTS) --test access --test boot --test cluster --test conformance --test containers --test machine \
+	$(RUN_TESTS) --test access --test boot --test cluster --test conformance --test crash --test containers --test machine \
 		--test networks --test run --test ssh --test tiny --test uvt --test verbs --test warm --test warm_kill
 
 dist: ## build the binary that is installed (takes minutes)

@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use support::moments::{Moments, killed_after};
-use support::{Home, SOLO, WARM, image, in_guest, names, sha256, tiny};
+use support::{Home, SOLO, WARM, image, in_guest, names, sha256, tiny, watch};
 
 /// Kills that hit a command at work, of each kind.
 fn rounds() -> usize {
@@ -22,7 +22,11 @@ struct Busy(Vec<Child>);
 
 impl Busy {
     fn new() -> Self {
-        let one = |_| Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let one = |_| {
+            let child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+            watch::companion(&child);
+            child
+        };
         Busy((0..4).map(one).collect())
     }
 }

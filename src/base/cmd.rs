@@ -112,7 +112,7 @@ impl Cmd {
             let ended = child.try_wait().map_err(|error| Error::failed("waiting for a program").because(error));
             let outcome = match ended {
                 Ok(Some(status)) => break status,
-                Ok(None) if silence.lasts(self.working.as_ref().map(|look| look())) => Err(self.late()),
+                Ok(None) if silence.lasts(|| self.working.as_ref().map(|look| look())) => Err(self.late()),
                 Ok(None) => interrupt::check(),
                 Err(error) => Err(error),
             };

@@ -93,6 +93,7 @@ impl Deadline {
 pub struct Silence<T> {
     limit: Duration,
     since: Instant,
+    looked: Instant,
     at: Option<T>,
 }
 
@@ -100,16 +101,22 @@ impl<T: PartialEq> Silence<T> {
     /// Begins now.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Silence { limit, since: Instant::now(), at: None }
+        Silence { limit, since: Instant::now(), looked: Instant::now(), at: None }
     }
 
-    /// Takes note of how far the work is. Returns whether it has been there for the whole limit.
-    pub fn lasts(&mut self, at: T) -> bool {
-        if self.at.as_ref() == Some(&at) {
+    /// Takes note of how far the work is, now and then: to look may cost something. Returns whether it has been there
+    /// for the whole limit.
+    pub fn lasts(&mut self, at: impl FnOnce() -> T) -> bool {
+        const LOOK: Duration = Duration::from_millis(500);
+        if self.at.is_some() && self.looked.elapsed() < LOOK.min(self.limit / 2) {
+            return false;
+        }
+        self.looked = Instant::now();
+        let at = Some(at());
+        if self.at == at {
             return self.since.elapsed() >= self.limit;
         }
-        self.at = Some(at);
-        self.since = Instant::now();
+        (self.at, self.since) = (at, self.looked);
         false
     }
 }

@@ -32,6 +32,9 @@ const REMOVING: &str = ".removing-";
 /// How long a command waits for another one that works on the same guest.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long others may look whether a new guest's lock is free.
+const GLANCE: Duration = Duration::from_secs(2);
+
 /// How far a guest has come in being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -181,10 +184,10 @@ pub fn reserve(layout: &Layout, record: Record) -> Result<Held> {
     }
     // Between the two steps another command may have destroyed the folder, or made the guest anew:
     // the folder is ours only when its lock is free and no record is in it.
-    let lock = match FileLock::try_acquire(&files.lock(), Mode::Exclusive) {
-        Ok(Some(lock)) if matches!(load(layout, &name), Ok(None)) => lock,
+    let lock = match FileLock::acquire(&files.lock(), Mode::Exclusive, &title(&name), GLANCE) {
+        Ok(lock) if matches!(load(layout, &name), Ok(None)) => lock,
         Ok(_) => return Err(taken(layout, &name)),
-        Err(error) if error.kind() == Kind::NotFound => return Err(taken(layout, &name)),
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::TimedOut) => return Err(taken(layout, &name)),
         Err(error) => {
             let _ = remove_folder(layout, &name);
             return Err(error);
@@ -306,7 +309,8 @@ pub fn is_free(layout: &Layout, name: &GuestName) -> Result<bool> {
     if !exists(layout, name) {
         return Ok(true);
     }
-    match FileLock::try_acquire(&layout.guest_files(name).lock(), Mode::Exclusive) {
+    // Together with others who look: whoever wants it alone waits a moment longer.
+    match FileLock::try_acquire(&layout.guest_files(name).lock(), Mode::Shared) {
         Err(error) if error.kind() == Kind::NotFound => Ok(true),
         lock => Ok(lock?.is_some()),
     }
@@ -331,12 +335,14 @@ pub fn remove_folder(layout: &Layout, name: &GuestName) -> Result<()> {
     // One that was killed in the midst of this may have had our number.
     for try_ in 0_u32.. {
         let aside = layout.guests().join(format!("{REMOVING}{name}-{}-{try_}", std::process::id()));
-        match fs::rename_new(&layout.guest(name), &aside) {
-            Err(error) if error.kind() == Kind::Exists => {}
-            Err(error) if error.kind() == Kind::NotFound => break,
-            Err(error) => return Err(error),
-            Ok(()) => return fs::remove_dir_all(&aside),
+        if aside.exists() {
+            continue;
         }
+        return match fs::rename(&layout.guest(name), &aside) {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => fs::remove_dir_all(&aside),
+        };
     }
     Ok(())
 }

@@ -17,6 +17,9 @@ use crate::ssh::clock;
 /// Until setting a guest's clock is given up, with a warning: one that was held may take a while to find itself.
 const CLOCK: Duration = Duration::from_secs(120);
 
+/// The same for one that runs already and was not told when it went on: there may be nobody in it to be told.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// How often a guest may refuse that, twice a second at the most: one without `sudo` is not bothered longer.
 const REFUSALS: usize = 10;
 
@@ -48,7 +51,7 @@ pub fn start(env: Env<'_>, name: &GuestName, autostart: Option<Option<Autostart>
             // Of a save that was killed before it held the guest.
             fs::remove_file(&files.saved_by())?;
             // The command that let it run was killed before it had told it the time, or could not.
-            return right_clock(env, &mut held).map(|()| false);
+            return right_clock_within(env, &mut held, AGAIN).map(|()| false);
         }
         Status::Saved | Status::Stopped | Status::Died => {}
     }
@@ -156,7 +159,7 @@ pub fn resume(env: Env<'_>, name: &GuestName) -> Result<bool> {
         _ if saved_file(env, name).exists() => Err(list::not_running(name, Status::Saved)),
         status if !status.is_alive() => Err(list::not_running(name, status)),
         Status::Paused => let_run(env, driver.as_ref(), &mut held).map(|()| true),
-        Status::Running if held.record.clock_due => right_clock(env, &mut held).map(|()| false),
+        Status::Running => right_clock_within(env, &mut held, AGAIN).map(|()| false),
         _ => Ok(false),
     }
 }
@@ -189,11 +192,15 @@ fn from_file(env: Env<'_>, driver: &dyn Driver, held: &mut Held, saved: Saved) -
 /// # Errors
 /// When the record cannot be written; [`Kind::Interrupted`].
 pub(super) fn right_clock(env: Env<'_>, held: &mut Held) -> Result<()> {
+    right_clock_within(env, held, CLOCK)
+}
+
+fn right_clock_within(env: Env<'_>, held: &mut Held, limit: Duration) -> Result<()> {
     if !held.record.clock_due {
         return Ok(());
     }
     if env.driver(held.record.driver).capabilities().own_clock {
-        match set_clock(env, &held.record) {
+        match set_clock(env, &held.record, limit) {
             Err(error) if error.kind() == Kind::Interrupted => return Err(error),
             Err(error) => {
                 let name = held.record.name();
@@ -209,8 +216,8 @@ pub(super) fn right_clock(env: Env<'_>, held: &mut Held) -> Result<()> {
 }
 
 /// Over SSH, as the guest's user: what was saved has no service of ours in it.
-fn set_clock(env: Env<'_>, record: &Record) -> Result<()> {
-    let deadline = Deadline::after(CLOCK);
+fn set_clock(env: Env<'_>, record: &Record, limit: Duration) -> Result<()> {
+    let deadline = Deadline::after(limit);
     let driver = env.driver(record.driver);
     let waiting = env.reporter.wait(record.name().as_str());
     waiting.stage("telling it the time (Ctrl-C leaves that to the next start)");
@@ -248,9 +255,9 @@ fn set_clock(env: Env<'_>, record: &Record) -> Result<()> {
 /// # Errors
 /// [`crate::base::Kind::Unsupported`] when its driver cannot; [`crate::base::Kind::Failed`] when it does not run.
 pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
-    let held = guest::hold(&env.settings.layout, name)?;
+    let mut held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
-    let plan = &held.record.plan;
+    let plan = &held.record.plan.clone();
     let file = saved_file(env, name);
     match status(env, driver.as_ref(), plan)? {
         Status::Saved => return Ok(false),
@@ -259,20 +266,43 @@ pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
         status if !status.is_alive() && file.exists() => return Ok(false),
         status if !status.is_alive() => return Err(list::not_running(name, status)),
         // Held by a save that was killed, perhaps: from there it cannot be saved once more.
-        Status::Paused => driver.release(plan)?,
+        Status::Paused => {
+            clock_is_due(&mut held)?;
+            driver.release(plan)?;
+        }
         _ => {}
     }
     let waiting = env.reporter.wait(name.as_str());
     waiting.stage("saving");
     match driver.capabilities().saved_in {
         SavedIn::Backend => driver.save_there(plan)?,
-        SavedIn::OurFile => into_file(driver.as_ref(), plan, &env.settings.layout.guest_files(name))?,
+        SavedIn::OurFile => {
+            // It is held for as long as the writing takes, and goes on without it when that fails.
+            clock_is_due(&mut held)?;
+            if let Err(error) = into_file(driver.as_ref(), plan, &env.settings.layout.guest_files(name)) {
+                drop(waiting);
+                missed_time(env, &mut held, &error);
+                return Err(error);
+            }
+        }
         SavedIn::Nobody(reason) => {
             return Err(Error::new(Kind::Unsupported, format!("guest '{name}' cannot be saved: {reason}"))
                 .hint(format!("'virga suspend {name}' holds it as long as the host runs")));
         }
     }
     Ok(true)
+}
+
+/// A guest that was not saved after all runs on, a while late. After Ctrl-C nobody wants to wait for more.
+fn missed_time(env: Env<'_>, held: &mut Held, why: &Error) {
+    let late = match why.kind() {
+        Kind::Interrupted => Err(Error::failed("it was held meanwhile")),
+        _ => right_clock(env, held),
+    };
+    if let Err(error) = late {
+        let name = held.record.name();
+        env.reporter.warn(&format!("the clock of '{name}' may be late: {error}; 'virga start {name}' sets it"));
+    }
 }
 
 fn into_file(driver: &dyn Driver, plan: &GuestPlan, files: &GuestFiles) -> Result<()> {
@@ -301,9 +331,9 @@ fn into_file(driver: &dyn Driver, plan: &GuestPlan, files: &GuestFiles) -> Resul
 /// # Errors
 /// [`crate::base::Kind::TimedOut`] when it would not go in time.
 pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
-    let held = guest::hold(&env.settings.layout, name)?;
+    let mut held = guest::hold(&env.settings.layout, name)?;
     let driver = env.driver(held.record.driver);
-    let plan = &held.record.plan;
+    let plan = &held.record.plan.clone();
     let files = env.settings.layout.guest_files(name);
     let file = files.saved();
     let saved = file.exists();
@@ -322,11 +352,14 @@ pub fn stop(env: Env<'_>, name: &GuestName, how: Stop) -> Result<bool> {
     fs::remove_file(&files.saving())?;
     let how = match status {
         Status::Saved if how == Stop::Force => return driver.drop_saved(plan).map(|()| true),
+        // What one left that was killed goes too.
+        Status::Died if how == Stop::Force => return driver.stop(plan, how).map(|()| saved),
         Status::Stopped | Status::Died | Status::Saved => return Ok(saved && how == Stop::Force),
         // As in `start`: the command that saved it was killed before it ended its process.
         _ if saved => Stop::Force,
         // One that is held is deaf to the power button.
         Status::Paused if how != Stop::Force => {
+            clock_is_due(&mut held)?;
             driver.release(plan)?;
             how
         }

@@ -147,7 +147,7 @@ pub(super) fn known(env: Env<'_>, driver: Option<&dyn Driver>, record: Record) -
     Ok(Listed { name, state, record: Some(record), endpoint, location })
 }
 
-/// Where one running guest's SSH is.
+/// Where one running guest's SSH is. One that has no address is asked for it for a while.
 ///
 /// # Errors
 /// [`crate::base::Kind::NotFound`] without such a guest; [`crate::base::Kind::Failed`] when it does not run.
@@ -161,6 +161,11 @@ pub fn address(env: Env<'_>, name: &GuestName) -> Result<std::net::SocketAddr> {
     let mut waiting = None;
     let found = poll::until(&Deadline::after(ADDRESS), Duration::from_millis(100), || {
         let found = driver.endpoint(&record.plan)?;
+        if let (None, Some(status)) = (found, driver.glance(&record.plan)?)
+            && status != Status::Running
+        {
+            return Err(not_running(name, status));
+        }
         if found.is_none() && waiting.is_none() {
             waiting = Some(env.reporter.wait(name.as_str()));
             waiting.iter().for_each(|waiting| waiting.stage("the guest's address"));

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Env, images};
-use crate::base::progress::Silent;
-use crate::base::{Digest, Error, ImageId, Result, interrupt};
+use crate::base::{Digest, Error, ImageId, Kind, Result, interrupt};
 use crate::guest;
-use crate::pool::ImageRecord;
+use crate::pool::{ImageRecord, Pool};
 
 /// What a check of the pool found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -75,27 +74,37 @@ pub fn verify(env: Env<'_>, filters: &[String]) -> Result<Checked> {
         );
         let size = crate::base::fs::open(&pool.blob_path(&blob))?.metadata().map_or(0, |meta| meta.len());
         let transfer = env.reporter.transfer(&label, Some(size));
+        let file = inode(&pool, &blob);
         if pool.verify_blob(&blob, transfer.as_ref())? {
             checked.sound += 1;
             checked.bytes += size;
             continue;
         }
-        suspects.push((blob, ids));
+        suspects.push((blob, ids, file));
     }
     if suspects.is_empty() {
         return Ok(checked);
     }
-    // Alone, so that nobody makes a guest of one as it goes; and looked at again, as a sync may have healed it since.
+    // Alone, so that nobody makes a guest of one as it goes. A sync that takes hours is not waited for.
     drop(lock);
-    let _lock = pool.lock_exclusive()?;
-    for (blob, images) in suspects {
-        if !pool.has_blob(&blob) || pool.verify_blob(&blob, &Silent)? {
+    let _lock = match pool.lock_exclusive() {
+        Err(error) if error.kind() == Kind::TimedOut => pool.lock_shared()?,
+        lock => lock?,
+    };
+    for (blob, images, file) in suspects {
+        if inode(&pool, &blob) != file {
+            // It has been healed since.
             continue;
         }
         let guests = guests_on(env, &blob)?;
         checked.rotten.push(Rotten { moved_to: pool.quarantine(&blob)?, blob, images, guests });
     }
     Ok(checked)
+}
+
+fn inode(pool: &Pool, blob: &Digest) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(pool.blob_path(blob)).ok().map(|file| file.ino())
 }
 
 fn guests_on(env: Env<'_>, blob: &Digest) -> Result<Vec<String>> {

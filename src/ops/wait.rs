@@ -55,9 +55,13 @@ fn settled(env: Env<'_>, name: &GuestName, deadline: &Deadline) -> Result<Record
             status => Err(list::not_running(name, status)),
         }
     };
-    let found = poll::until(deadline, Duration::from_millis(100), || match look() {
-        Err(error) if error.kind() == Kind::Failed && !guest::is_free(layout, name)? => Ok(None),
-        looked => looked.map(Some),
+    let found = poll::until(deadline, Duration::from_millis(100), || {
+        // In this order: one that gets done in between is seen done.
+        let busy = !guest::is_free(layout, name)?;
+        match look() {
+            Err(error) if error.kind() == Kind::Failed && busy => Ok(None),
+            looked => looked.map(Some),
+        }
     })?;
     found.ok_or_else(|| {
         let limit = humantime::format_duration(deadline.limit());

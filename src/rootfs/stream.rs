@@ -195,7 +195,10 @@ impl Bytes {
             }
         }
         match &mut self.source {
-            Source::Squashfs(program) => program.finish().map_err(|error| error.with_kind(Kind::Refused)),
+            Source::Squashfs(program) => program.finish().map_err(|error| match error.kind() {
+                Kind::Failed => error.with_kind(Kind::Refused),
+                _ => error,
+            }),
             _ => Ok(()),
         }
     }

@@ -211,7 +211,10 @@ impl Uvtool {
             Ok(refresh(&pool).map_err(|error| trouble = Some(error)).ok())
         })?;
         match (seen, trouble) {
-            (None, Some(error)) => Err(error),
+            (None, Some(error)) => {
+                let _ = volume.delete(0);
+                Err(error)
+            }
             _ => Ok(()),
         }
     }

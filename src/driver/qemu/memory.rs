@@ -76,12 +76,12 @@ pub(super) fn connect(plan: &GuestPlan, file: &Path) -> Result<Qmp> {
     Ok(qmp.while_changes(move || moved(&plan, &file)))
 }
 
-/// A number that changes as memory is moved: a file that is written takes more of its disk, and a QEMU that reads one
-/// takes more of the host's memory.
+/// A number that changes as memory is moved: a file that is written takes more of its disk, a QEMU that reads one takes
+/// more of the host's memory, and one that has it all already has read and written more megabytes.
 pub(super) fn moved(plan: &GuestPlan, file: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let written = std::fs::metadata(file).map_or(0, |file| file.blocks());
-    written + process::resident(&RuntimeFiles::new(&plan.runtime).pid()).unwrap_or_default()
+    written + process::moved(&RuntimeFiles::new(&plan.runtime).pid())
 }
 
 fn prepare(qmp: &mut Qmp, saved: &Saved) -> Result<()> {
@@ -117,7 +117,7 @@ fn settled(qmp: &mut Qmp, moved: impl Fn() -> u64) -> Result<()> {
                 let words = state["error-desc"].as_str().unwrap_or("it does not say why");
                 return Err(Error::failed("QEMU could not save or load the machine").because(words.to_owned()));
             }
-            status if silence.lasts((status.to_owned(), state["ram"]["transferred"].as_u64(), moved())) => {
+            status if silence.lasts(|| (status.to_owned(), state["ram"]["transferred"].as_u64(), moved())) => {
                 let limit = humantime::format_duration(SILENCE);
                 return Err(Error::timed_out(format!(
                     "QEMU saves or loads the machine, and got no further for {limit}"

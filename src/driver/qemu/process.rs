@@ -87,9 +87,10 @@ impl Process {
     /// The guest's process; `None` when it has none. One that is about to be there, or to go, is waited for.
     ///
     /// # Errors
-    /// [`crate::base::Kind::TimedOut`] when one that was ended does not go; when the system does not say.
+    /// [`crate::base::Kind::TimedOut`] when one that was ended does not go; [`crate::base::Kind::Interrupted`]; when the
+    /// system does not say.
     pub(super) fn of(plan: &GuestPlan) -> Result<Option<Self>> {
-        let found = poll::to_the_end(&Deadline::after(PATIENCE), Duration::from_millis(1), || {
+        let found = poll::until(&Deadline::after(PATIENCE), Duration::from_millis(1), || {
             if !lives(plan)? {
                 return Ok(Some(None));
             }
@@ -191,8 +192,10 @@ fn by_pid(plan: &GuestPlan) -> Result<Option<Process>> {
 
 fn stays_on(plan: &GuestPlan) -> Error {
     let limit = humantime::format_duration(PATIENCE);
-    Error::timed_out(format!("the QEMU of guest '{}' has ended, and is still there after {limit}", plan.name))
-        .hint("it hangs in the kernel, most likely on a disk that does not answer")
+    Error::timed_out(format!("guest '{}' has a QEMU that cannot be seen, and is still there after {limit}", plan.name))
+        .hint(
+            "it is another user's, or it has ended and hangs in the kernel, most likely on a disk that does not answer",
+        )
 }
 
 /// Every live process of this user whose arguments are `wanted`.
@@ -223,10 +226,16 @@ fn dying(pid: u32, plan: &GuestPlan) -> bool {
         .is_ok_and(|name| name.trim_end() == args::process_name(&plan.name))
 }
 
-/// How much of the host's memory a process has, in pages, by its pid file.
-pub(super) fn resident(pid: &Path) -> Option<u64> {
-    let pages = fs::read_text(Path::new(&format!("/proc/{}/statm", pid_from(pid)?)), 256).ok()?;
-    pages.split(' ').nth(1)?.parse().ok()
+/// A number that changes as the process of a pid file takes memory of the host, reads or writes.
+pub(super) fn moved(pid: &Path) -> u64 {
+    let Some(pid) = pid_from(pid) else { return 0 };
+    let read = |file: &str| fs::read_text(Path::new(&format!("/proc/{pid}/{file}")), 4096).unwrap_or_default();
+    let resident: u64 = read("statm").split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    let io = read("io");
+    let bytes = |name: &str| io.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let moved = bytes("rchar:").unwrap_or_default() + bytes("wchar:").unwrap_or_default();
+    // In pieces of 16 MiB: what it writes to wake its own threads is no progress.
+    resident + (moved >> 24)
 }
 
 fn pid_from(file: &Path) -> Option<u32> {

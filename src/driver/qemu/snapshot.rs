@@ -170,7 +170,7 @@ fn job(qmp: &mut Qmp, plan: &GuestPlan, command: &str, arguments: Value) -> Resu
         if job["status"] == "concluded" {
             break job["error"].as_str().map(str::to_owned);
         }
-        if plan.disks.first().is_some_and(|disk| silence.lasts(memory::moved(plan, &disk.path))) {
+        if plan.disks.first().is_some_and(|disk| silence.lasts(|| memory::moved(plan, &disk.path))) {
             let limit = humantime::format_duration(memory::SILENCE);
             return Err(Error::timed_out(format!("QEMU is at '{command}', and got no further for {limit}")));
         }

@@ -118,14 +118,15 @@ fn a_hostile_or_silent_peer_holds_nobody_up() {
 #[test]
 fn one_that_works_is_waited_for() {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     const LOOKS: u64 = 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qmp");
     let listener = UnixListener::bind(&path).unwrap();
     let looks = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&looks);
+    let (seen, stands) = (Arc::clone(&looks), Arc::new(AtomicBool::new(false)));
+    let asked_again = Arc::clone(&stands);
     let qemu = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
@@ -136,11 +137,12 @@ fn one_that_works_is_waited_for() {
         poll::wait_for("looks", || seen.load(Ordering::SeqCst) > LOOKS);
         stream.write_all(b"{\"return\": \"done\", \"id\": 2}\n").unwrap();
         lines.next().unwrap().unwrap();
-        // Never: it stands still from here on.
+        // It stands still from here on, and never answers.
+        asked_again.store(true, Ordering::SeqCst);
         lines.next()
     });
     let still = Arc::clone(&looks);
-    let look = move || if still.load(Ordering::SeqCst) > LOOKS { 0 } else { still.fetch_add(1, Ordering::SeqCst) };
+    let look = move || if stands.load(Ordering::SeqCst) { 0 } else { still.fetch_add(1, Ordering::SeqCst) };
     let mut qmp = Qmp::connect(&path, LONG).unwrap();
     qmp.limit = Duration::from_millis(50);
     let mut qmp = qmp.while_changes(look);
