@@ -18,8 +18,11 @@ mod change;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use std::{panic, thread};
 
+use virt::enumutil::Enum;
+use virt::error::ErrorNumber;
 use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::sys;
@@ -29,7 +32,11 @@ use super::connection::{Connection, doing, explain, found};
 use super::xml::{Element, element};
 use crate::base::plan::{Daemon, Disk, DiskFormat, Layer};
 use crate::base::platform::Firmware;
+use crate::base::poll::{self, Deadline};
 use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, fs};
+
+/// For a volume that is being allocated for a command that was killed, or written to by another one.
+const ALLOCATING: Duration = Duration::from_secs(60);
 
 /// The pool that is ours unless the user names another.
 pub(super) const POOL: &str = "virga";
@@ -359,17 +366,27 @@ impl<'a> Storage<'a> {
 
     /// Deletes these volumes; those that are not there are no trouble.
     pub(super) fn delete(&self, pool: &StoragePool, names: &[String]) -> Result<()> {
-        let mut first = None;
-        for name in names {
-            let gone = self.volume(pool, name).and_then(|volume| match volume.map(|volume| volume.delete(0)) {
-                Some(Err(error)) => {
-                    found(Err(error), || format!("deleting the volume '{name}'")).map(|_: Option<()>| ())
+        names.iter().map(|name| self.delete_one(pool, name)).fold(Ok(()), Result::and)
+    }
+
+    /// A daemon may still be at what a killed command asked of it, and does not delete what it is allocating.
+    fn delete_one(&self, pool: &StoragePool, name: &str) -> Result<()> {
+        let mut last = None;
+        let gone = poll::until(&Deadline::after(ALLOCATING), Duration::from_millis(50), || {
+            let Some(Err(error)) = self.volume(pool, name)?.map(|volume| volume.delete(0)) else { return Ok(Some(())) };
+            let busy = matches!(error.code(), Enum::Known(ErrorNumber::OperationInvalid));
+            match found::<()>(Err(error), || format!("deleting the volume '{name}'")) {
+                Err(error) if busy => {
+                    last = Some(error);
+                    Ok(None)
                 }
-                _ => Ok(()),
-            });
-            first = first.or(gone.err());
+                other => other.map(|_| Some(())),
+            }
+        })?;
+        match (gone, last) {
+            (None, Some(error)) => Err(error),
+            _ => Ok(()),
         }
-        first.map_or(Ok(()), Err)
     }
 
     /// Blobs in our pool that `needed` does not want and no volume stands on. Deletes them unless `dry_run`.
