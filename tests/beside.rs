@@ -4,36 +4,15 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 
-use support::{Home, LONG, SOLO, children, run, small_image, text, wait_for};
+use support::{Holder, Home, SOLO, small_image, text};
 
 fn image(home: &Home) -> PathBuf {
     let image = home.path("small.qcow2");
     small_image(&image, "64M");
     image
-}
-
-/// Another command at work on something: whoever has its lock.
-struct Holder(Child);
-
-impl Holder {
-    fn of(lock: &Path) -> Self {
-        let holder = Command::new("flock").arg(lock).args(["sleep", "36000"]).spawn().unwrap();
-        let held = || !Command::new("flock").arg("--nonblock").arg(lock).arg("true").status().unwrap().success();
-        wait_for("the lock", LONG, held);
-        Holder(holder)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        for child in children(self.0.id()) {
-            run("kill", [child]);
-        }
-        let _ = self.0.wait();
-    }
 }
 
 /// One that is not there yet may come, as long as a command is at work on it; then it is waited for.

@@ -30,10 +30,6 @@ fn at_each_step(home: &Home, command: &[&str], mut before: impl FnMut(), mut aft
     }
 }
 
-fn qemus(home: &Home) -> usize {
-    home.processes().iter().filter(|line| line.contains("qemu-system")).count()
-}
-
 fn state(home: &Home) -> String {
     home.json(["list"])[0]["state"].as_str().unwrap_or("none").to_owned()
 }
@@ -95,11 +91,11 @@ fn start_and_stop() {
     home.ok(["create", "guest", "--no-start", "--image", image.to_str().unwrap()].iter().chain(&SOLO));
     let runs = |what: &str| {
         home.ok(["start", "guest"]);
-        assert_eq!((state(&home).as_str(), qemus(&home)), ("running", 1), "{what}");
+        assert_eq!((state(&home).as_str(), home.machines()), ("running", 1), "{what}");
     };
     let stands = |what: &str| {
         home.ok(["stop", "--force", "guest"]);
-        assert_eq!((state(&home).as_str(), qemus(&home)), ("stopped", 0), "{what}");
+        assert_eq!((state(&home).as_str(), home.machines()), ("stopped", 0), "{what}");
     };
     at_each_step(&home, &["start", "guest"], || stands("before"), runs);
     at_each_step(&home, &["stop", "--force", "guest"], || runs("before"), stands);
@@ -122,7 +118,7 @@ fn save_and_resume() {
             assert_eq!(in_guest(home, "guest", ask), before, "{what}");
             let files = names(&home.state().join("guests/guest"));
             assert!(!files.iter().any(|name| name.starts_with("saved")), "{what}: {files:?}");
-            assert_eq!(qemus(home), 1, "{what}");
+            assert_eq!(home.machines(), 1, "{what}");
         }
     };
     let mut turn = 0;
@@ -134,7 +130,7 @@ fn save_and_resume() {
             turn += 1;
             if turn % 3 == 0 {
                 home.ok(["save", "guest"]);
-                assert_eq!((state(&home).as_str(), qemus(&home)), ("saved", 0), "{what}");
+                assert_eq!((state(&home).as_str(), home.machines()), ("saved", 0), "{what}");
             }
             home.ok(["start", "guest"]);
             is_the_same(what);

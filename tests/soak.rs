@@ -40,10 +40,6 @@ impl Drop for Busy {
     }
 }
 
-fn machines(home: &Home) -> usize {
-    home.processes().iter().filter(|line| line.contains("qemu-system")).count()
-}
-
 /// Kills the command at random moments until enough of them have hit it at work, each time from where `before` leaves
 /// things. It is measured as it goes: one that gets through says how long it takes by now.
 fn killed(home: &Home, command: &[&str], mut whole: Duration, mut before: impl FnMut(), mut after: impl FnMut(&str)) {
@@ -80,7 +76,7 @@ fn save_and_start() {
     let repaired = |what: &str| {
         home.ok(["start", "guest"]);
         assert_eq!(in_guest(&home, "guest", ask), before, "{what}");
-        assert_eq!(machines(&home), 1, "{what}");
+        assert_eq!(home.machines(), 1, "{what}");
     };
     let whole = took(|| drop(home.ok(["save", "guest"])));
     killed(&home, &["save", "guest"], whole, || drop(home.ok(["start", "guest"])), repaired);
@@ -127,7 +123,7 @@ fn template() {
             home.ok(["template", "remove", template["id"].as_str().unwrap()]);
         }
         home.ok(["prune"]);
-        assert_eq!((machines(&home), names(&home.state().join("guests")).len()), (0, 0));
+        assert_eq!((home.machines(), names(&home.state().join("guests")).len()), (0, 0));
     };
     let whole = took(|| drop(home.ok(&create)));
     killed(&home, &create, whole, none, |_| none());

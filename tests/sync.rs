@@ -6,10 +6,10 @@
 mod support;
 
 use std::io::BufRead as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use support::{Home, Mirror, names, run, sha256, small_image, text, write};
+use support::{Holder, Home, Mirror, names, run, sha256, small_image, text, write};
 
 const KEYS: [&str; 4] = ["os=debian", "release=bookworm", "version=12", "version_name=20261101"];
 
@@ -80,25 +80,17 @@ fn a_download_that_another_sync_holds_is_waited_for() {
     std::fs::create_dir_all(partial.parent().unwrap()).unwrap();
     let lock = partial.with_extension("lock");
     write(&lock, "pid 1: virga sync\n");
-    let mut holder = Command::new("flock").args([lock.to_str().unwrap(), "sleep", "36000"]).spawn().unwrap();
-    support::wait_for("the lock", support::LONG, || !free(&lock));
+    let holder = Holder::of(&lock);
     let keyring = keyring(&mirror);
     let args = ["-v", "sync", "--source", &mirror.url, "--keyring", &keyring];
     let mut sync = home.virga(args).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = std::io::BufReader::new(sync.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let told = said.find(|line| line.contains("is being fetched by another virga (pid 1: virga sync)"));
+    let told = said.find(|line| line.contains("is being fetched already (pid 1: virga sync)"));
     assert!(told.is_some() && sync.try_wait().unwrap().is_none());
-    for child in support::children(holder.id()) {
-        run("kill", [child]);
-    }
+    drop(holder);
     let rest: Vec<String> = said.collect();
     assert!(sync.wait().unwrap().success(), "{rest:?}");
-    holder.wait().unwrap();
     assert_eq!(blobs(&home).len(), 1);
-}
-
-fn free(lock: &std::path::Path) -> bool {
-    Command::new("flock").args(["--nonblock", lock.to_str().unwrap(), "true"]).status().unwrap().success()
 }
 
 #[test]

@@ -24,11 +24,6 @@ fn create_args(name: &str) -> impl Iterator<Item = &str> {
     ["create", name, "--image", image().to_str().unwrap()].into_iter().chain(WARM)
 }
 
-/// The processes that a killed command left to the next one.
-fn machines(home: &Home) -> usize {
-    home.processes().iter().filter(|line| line.contains("qemu-system")).count()
-}
-
 #[test]
 fn a_killed_template_is_none() {
     let home = Home::with_key();
@@ -64,14 +59,14 @@ fn a_killed_template_is_none() {
     // What is left goes with the next command of its kind, or with a prune.
     home.ok(["prune"]);
     assert_eq!(names(&guests), Vec::<String>::new(), "seed {seed}");
-    assert_eq!(machines(&home), 0, "seed {seed}");
+    assert_eq!(home.machines(), 0, "seed {seed}");
     let (_, delay) = moments.next(Duration::from_secs(2));
     killed_after(delay, &mut home.virga(template_args()));
     let args = ["-v", "create", "guest", "--warm", "--wait", "--image", image().to_str().unwrap()];
     let output = home.output(args.into_iter().chain(OTHER));
     assert!(output.status.success() && text(&output.stderr).contains("renewed"), "{}", text(&output.stderr));
     assert_eq!(names(&guests), ["guest"]);
-    assert_eq!(machines(&home), 1);
+    assert_eq!(home.machines(), 1);
     let folder = home.json(["template", "list"])[0]["folder"].as_str().unwrap().to_owned();
     private(Path::new(&folder));
     holds_nothing_of_the_users(&home, Path::new(&folder));
@@ -140,7 +135,7 @@ fn a_killed_clone_is_none() {
             }
             home.ok(["destroy", "clone"]);
         }
-        assert_eq!(machines(&home), 1, "after {delay:?}, seed {seed}");
+        assert_eq!(home.machines(), 1, "after {delay:?}, seed {seed}");
     }
     home.ok(create_args("clone").chain(["--wait"]));
     assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n");

@@ -293,11 +293,12 @@ pub fn save(env: Env<'_>, name: &GuestName) -> Result<bool> {
     Ok(true)
 }
 
-/// A guest that was not saved after all runs on, a while late. After Ctrl-C nobody wants to wait for more.
+/// A guest that was not saved after all runs on, a while late. Why is what the user waits to hear, so it is told in
+/// passing; after Ctrl-C not at all.
 fn missed_time(env: Env<'_>, held: &mut Held, why: &Error) {
     let late = match why.kind() {
         Kind::Interrupted => Err(Error::failed("it was held meanwhile")),
-        _ => right_clock(env, held),
+        _ => right_clock_within(env, held, AGAIN),
     };
     if let Err(error) = late {
         let name = held.record.name();

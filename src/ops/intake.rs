@@ -154,7 +154,7 @@ impl Intake<'_> {
             }
             interrupt::check()?;
             let (who, length) = self.pool.fetcher(&image.digest);
-            let what = || format!("'{}' is being fetched by another virga ({who})", image.label());
+            let what = || format!("'{}' is being fetched already ({who})", image.label());
             if silence.lasts(|| length) {
                 let limit = humantime::format_duration(SILENCE);
                 return Err(Error::timed_out(format!("{}, which has got nothing for {limit}", what()))

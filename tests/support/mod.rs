@@ -228,6 +228,11 @@ impl Home {
         found
     }
 
+    /// How many guests' QEMUs there are.
+    pub fn machines(&self) -> usize {
+        self.processes().iter().filter(|line| line.contains("qemu-system")).count()
+    }
+
     /// The processes that wait for the end of this test's sessions; their numbers.
     pub fn keepers(&self) -> Vec<String> {
         let mark = self.dir.path().to_str().unwrap();
@@ -434,6 +439,27 @@ pub fn bare_root(home: &Home) -> PathBuf {
     let [tree, file] = [&tree, &packed].map(|path| path.display().to_string());
     run("tar", ["-C", &tree, "--numeric-owner", "--owner=0", "--group=0", "-cJf", &file, "."]);
     packed
+}
+
+/// Another command at work on something: whoever has its lock.
+pub struct Holder(Child);
+
+impl Holder {
+    pub fn of(lock: &Path) -> Self {
+        let holder = Command::new("flock").arg(lock).args(["sleep", "36000"]).spawn().unwrap();
+        let held = || !Command::new("flock").arg("--nonblock").arg(lock).arg("true").status().unwrap().success();
+        wait_for("the lock", LONG, held);
+        Holder(holder)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        for child in children(self.0.id()) {
+            run("kill", [child]);
+        }
+        let _ = self.0.wait();
+    }
 }
 
 /// Says that a test is left out, and why; in CI that is a failure.
