@@ -7,7 +7,7 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
-use support::{Holder, Home, SOLO, small_image, text};
+use support::{Holder, Home, LONG, SOLO, names, run, small_image, text, wait_for};
 
 fn image(home: &Home) -> PathBuf {
     let image = home.path("small.qcow2");
@@ -77,5 +77,48 @@ fn create_and_destroy_of_one_name() {
         assert!(maker.join().unwrap() > 0, "none was made");
     });
     home.ok(["destroy", "guest", "--if-exists"]);
+    home.assert_nothing_left();
+}
+
+/// A guest that does not heed the power button keeps the command that waits for it to go; whoever wants it gone at once
+/// need not wait as well.
+#[test]
+fn a_stop_is_cut_short() {
+    let home = Home::with_key();
+    let image = image(&home);
+    for end in [["stop", "--force", "guest"].as_slice(), &["destroy", "guest"]] {
+        home.ok(["create", "guest", "--image", image.to_str().unwrap()].iter().chain(&SOLO));
+        let record = home.state().join("guests/guest/guest.json");
+        let mut stop = home.virga(["stop", "guest", "--timeout", "1h"]).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the power button", LONG, || {
+            std::fs::read_to_string(&record).unwrap().contains("stopping") || stop.try_wait().unwrap().is_some()
+        });
+        assert!(home.fails(4, ["start", "guest"]).contains("virga stop"));
+        home.ok(end);
+        let output = stop.wait_with_output().unwrap();
+        assert!([Some(0), Some(3)].contains(&output.status.code()), "{end:?}: {}", text(&output.stderr));
+        assert_eq!(home.machines(), 0);
+        home.output(["destroy", "guest"]);
+    }
+    home.assert_nothing_left();
+}
+
+/// The boot that a template takes is no time in which nobody may tidy up; what it stands on stays.
+#[test]
+fn the_pool_is_free_while_a_template_boots() {
+    let home = Home::with_key();
+    let image = image(&home);
+    let create: Vec<&str> =
+        ["template", "create", "--image", image.to_str().unwrap()].into_iter().chain(SOLO).collect();
+    let mut making = home.virga(&create).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("its guest", LONG, || home.machines() > 0 || making.try_wait().unwrap().is_some());
+    home.ok(["prune"]);
+    assert!(making.try_wait().unwrap().is_none(), "it ended by itself");
+    assert_eq!(home.machines(), 1);
+    assert_eq!(names(&home.state().join("pool/blobs/sha256")).len(), 1);
+    run("kill", ["-INT".to_owned(), making.id().to_string()]);
+    assert_eq!(making.wait_with_output().unwrap().status.code(), Some(130));
+    home.ok(["prune"]);
+    assert_eq!(names(&home.state().join("pool/blobs/sha256")), Vec::<String>::new());
     home.assert_nothing_left();
 }

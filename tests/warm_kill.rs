@@ -180,7 +180,7 @@ fn state(home: &Home) -> String {
 fn was_interrupted(home: &Home, before: &str, signals: &[&str]) -> bool {
     let folder = home.state().join("guests/guest");
     let mut child = home.virga(["save", "guest"]).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for("the file", LONG, || folder.join("saved.new").exists() || child.try_wait().unwrap().is_some());
+    wait_for("the file", LONG, || folder.join("saved").exists() || child.try_wait().unwrap().is_some());
     // However quick the machine is, the signals come before the end.
     if signal(home, "-STOP") {
         for signal in signals {
@@ -195,7 +195,7 @@ fn was_interrupted(home: &Home, before: &str, signals: &[&str]) -> bool {
     match output.status.code() {
         Some(130) => {
             assert_eq!(state(home), "running", "{}", text(&output.stderr));
-            assert_eq!(names(&folder).iter().filter(|name| name.starts_with("saved.n")).count(), 0);
+            assert_eq!(names(&folder).iter().filter(|name| *name == "saved").count(), 0);
             assert_eq!(in_guest(home, "guest", ASK), before);
             true
         }

@@ -286,22 +286,10 @@ impl GuestFiles {
         TemplateFiles { folder: self.folder.join("template") }
     }
 
-    /// Where `save` puts a running guest, memory and all.
+    /// Where `save` puts a running guest, memory and all. Whole when the record says so.
     #[must_use]
     pub fn saved(&self) -> PathBuf {
         self.folder.join("saved")
-    }
-
-    /// That, while it is written.
-    #[must_use]
-    pub fn saving(&self) -> PathBuf {
-        self.folder.join("saved.new")
-    }
-
-    /// What [`saved`](Self::saved) depends on besides itself: program, version, processor.
-    #[must_use]
-    pub fn saved_by(&self) -> PathBuf {
-        self.folder.join("saved.json")
     }
 
     /// What the guest wrote on its serial console.

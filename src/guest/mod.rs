@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::exported::Exported;
 pub use self::shape::Shape;
+use crate::base::layout::GuestFiles;
 use crate::base::lock::{FileLock, Mode};
 use crate::base::name::quoted;
 use crate::base::plan::DriverKind;
@@ -43,6 +44,19 @@ pub enum Phase {
     Creating,
     /// Whole: it can be started.
     Ready,
+}
+
+/// What a command is at with a guest; it stands in the record before it is begun. Whoever holds the guest next brings to
+/// an end what a killed one was at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Doing {
+    /// Writes its memory to a file that does not count yet: it is to run on.
+    Saving,
+    /// Loads its memory: the file counts until the guest runs.
+    Resuming,
+    /// Waits for it to shut down.
+    Stopping,
 }
 
 /// Where a guest's first disk came from.
@@ -84,6 +98,13 @@ pub struct Record {
     /// The session that it belongs to and goes with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionId>,
+    /// What a command is at, or was when it was killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doing: Option<Doing>,
+    /// Its memory is in a file of ours and it goes on from there: what it was saved with (program, processor …), with
+    /// which alone it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<BTreeMap<String, String>>,
     /// It was held and runs again, or is about to, and has not been told the time since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clock_due: bool,
@@ -107,6 +128,8 @@ impl Record {
             plan,
             was: None,
             session: None,
+            doing: None,
+            saved: None,
             clock_due: false,
             snapshots: BTreeMap::new(),
         }
@@ -135,6 +158,23 @@ impl Held {
     /// When it cannot be written.
     pub fn save(&self) -> Result<()> {
         save(&self.layout, &self.record)
+    }
+
+    /// Writes the record with what is begun, or with `None` that it is done. Not when that stands there already.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn now(&mut self, doing: Option<Doing>) -> Result<()> {
+        match std::mem::replace(&mut self.record.doing, doing) == doing {
+            true => Ok(()),
+            false => self.save(),
+        }
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn files(&self) -> GuestFiles {
+        self.layout.guest_files(self.record.name())
     }
 
     /// Gives the guest a plan with another name, the old one in [`Record::was`]: writes that into the folder, and

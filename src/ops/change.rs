@@ -4,7 +4,7 @@
 //! old one is put back; when the command is killed, whoever starts or changes
 //! the guest next carries it through, and `destroy` removes what either names.
 
-use super::{Env, identity};
+use super::{Env, identity, saved};
 use crate::base::plan::Disk;
 use crate::base::undo::Undo;
 use crate::base::{Error, GuestName, GuestPlan, Layout, Result, fs, interrupt};
@@ -12,12 +12,22 @@ use crate::disk;
 use crate::driver::{Driver, Status, Storage};
 use crate::guest::{self, Held};
 
-/// Holds a whole guest, and carries through what a killed command had begun to change.
+/// Holds a whole guest, and carries through what a killed command had begun.
 ///
 /// # Errors
 /// As [`guest::hold`]; what carrying it through failed with.
 pub(super) fn hold(env: Env<'_>, name: &GuestName) -> Result<Held> {
     let mut held = guest::hold(&env.settings.layout, name)?;
+    mend(env, &mut held)?;
+    Ok(held)
+}
+
+/// Carries through what a killed command had begun.
+///
+/// # Errors
+/// What that fails with.
+pub(super) fn mend(env: Env<'_>, held: &mut Held) -> Result<()> {
+    saved::mend(env, held)?;
     if let Some(was) = held.record.was.clone() {
         let driver = env.driver(held.record.driver);
         let plan = &held.record.plan;
@@ -31,9 +41,10 @@ pub(super) fn hold(env: Env<'_>, name: &GuestName) -> Result<Held> {
         shed(driver.as_ref(), &was, plan)?;
         held.record.was = None;
         held.save()?;
+        let name = held.record.name();
         env.reporter.note(&format!("guest '{name}': settled a change that was interrupted"));
     }
-    Ok(held)
+    Ok(())
 }
 
 /// As [`hold`], for what can be done only to a guest that does not run and is not saved.
@@ -56,7 +67,7 @@ pub(super) fn stopped(env: Env<'_>, held: &Held) -> Result<()> {
     if status.is_alive() {
         return Err(Error::failed(format!("guest '{name}' is running")).hint(format!("virga stop {name}")));
     }
-    if status == Status::Saved || env.settings.layout.guest_files(name).saved().exists() {
+    if status == Status::Saved || held.record.saved.is_some() {
         return Err(Error::failed(format!("guest '{name}' is saved, and goes on as the machine that it was"))
             .hint(format!("shut it down: virga start {name}; virga stop {name}"))
             .hint(format!("or give up what is in its memory: virga stop --force {name}")));

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use super::{Env, list};
+use super::{Env, change, list};
 use crate::base::{GuestName, Result};
 use crate::guest;
 
@@ -26,7 +26,7 @@ pub fn log(env: Env<'_>, name: &GuestName, lines: usize) -> Result<Vec<String>> 
 /// [`crate::base::Kind::NotFound`] without such a guest; [`crate::base::Kind::Failed`] when it does not run, or another client is there.
 pub fn connect(env: Env<'_>, name: &GuestName) -> Result<UnixStream> {
     // Under the lock, so that two commands at once do not both find it free; not longer than that.
-    let held = guest::hold(&env.settings.layout, name)?;
+    let held = change::hold(env, name)?;
     let driver = env.driver(held.record.driver);
     match driver.status(&held.record.plan)? {
         status if !status.is_alive() => Err(list::not_running(name, status)),

@@ -20,6 +20,7 @@ use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, SessionId
 use crate::disk;
 use crate::driver::{Begin, Driver, Storage};
 use crate::guest::{self, Held, Phase, Record};
+use crate::pool::Turns;
 use crate::seed::{self, Seed, SeedRequest};
 use crate::ssh::authorized::{self, Sources};
 use crate::template::Template;
@@ -104,10 +105,10 @@ pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Created> {
     let material = Material::read(env, request)?;
     let pool = env.pool()?;
     // Held until the guest's record names the blob: prune waits for that.
-    let _pool_lock = pool.lock_shared()?;
+    let turns = pool.turns()?;
     let base = Base::find(env, &pool, &request.machine, driver.capabilities().boots)?;
     let session = session::of(env, &request.life)?;
-    let job = Job { env, request, machine: &machine, base: &base, material: &material, session };
+    let job = Job { env, request, machine: &machine, base: &base, material: &material, turns: &turns, session };
     let made = job.warm_or_cold();
     if let (Err(_), Some(session)) = (&made, &job.session) {
         session::give_up(env, session)?;
@@ -122,6 +123,7 @@ pub(super) struct Job<'a> {
     pub machine: &'a Machine,
     pub base: &'a Base,
     pub material: &'a Material,
+    pub turns: &'a Turns,
     pub session: Option<SessionId>,
 }
 
@@ -146,6 +148,7 @@ impl Job<'_> {
         let Job { env, request, base, .. } = *self;
         let layout = &env.settings.layout;
         let mut laps = Laps::begin();
+        self.turns.take()?;
         let plan = self.plan(template)?;
         let mut origin = base.origin();
         origin.template = template.map(|template| template.id.clone());
@@ -153,6 +156,7 @@ impl Job<'_> {
         let mut record = Record::new(self.machine.driver, origin, plan);
         record.session.clone_from(&self.session);
         let mut held = guest::reserve(layout, record)?;
+        self.turns.rest();
         let mut undo = Undo::new();
         let (layout_, name) = (layout.clone(), request.name.clone());
         undo.push("the guest's folder", move || guest::remove_folder(&layout_, &name));

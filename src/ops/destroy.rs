@@ -1,6 +1,6 @@
 //! Taking a guest away, whatever state it is in.
 
-use super::Env;
+use super::{Env, control};
 use crate::base::plan::{DriverKind, InstanceId};
 use crate::base::{Error, GuestName, Kind, Result, interrupt};
 use crate::driver::Away;
@@ -28,6 +28,9 @@ fn destroy_it(env: Env<'_>, name: &GuestName, only: Option<&InstanceId>) -> Resu
     let layout = &env.settings.layout;
     let mut found = false;
     if guest::exists(layout, name) {
+        if only.is_none() {
+            control::cut_short(env, name)?;
+        }
         let lock = match guest::lock(layout, name) {
             Err(error) if error.kind() == Kind::NotFound => return Ok(false),
             other => other?,

@@ -34,7 +34,7 @@ pub fn info(env: Env<'_>, name: &GuestName) -> Result<Info> {
         None => guest::get(&env.settings.layout, name)?,
     };
     let driver = env.driver(record.driver);
-    let listed = list::known(env, Some(driver.as_ref()), record)?;
+    let listed = list::known(Some(driver.as_ref()), record)?;
     let Some(record) = listed.record.as_ref().filter(|_| listed.state != State::HalfMade) else {
         return Ok(Info { listed, details: Details::default(), forwards: Vec::new(), snapshots: None, expires: None });
     };

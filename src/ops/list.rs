@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Env;
-use super::control::saved_file;
 use crate::base::plan::DriverKind;
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestName, Kind, Result};
@@ -82,7 +81,7 @@ pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
         listed.push(match entry {
             Entry::Known(record) => {
                 let driver = drivers.iter().find(|(kind, _)| *kind == record.driver);
-                match known(env, driver.map(|(_, driver)| driver.as_ref()), (*record).clone()) {
+                match known(driver.map(|(_, driver)| driver.as_ref()), (*record).clone()) {
                     Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Refused) => {
                         away.insert(error.to_string());
                         let name = record.name().clone();
@@ -126,7 +125,7 @@ pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
 ///
 /// # Errors
 /// When its backend does not answer.
-pub(super) fn known(env: Env<'_>, driver: Option<&dyn Driver>, record: Record) -> Result<Listed> {
+pub(super) fn known(driver: Option<&dyn Driver>, record: Record) -> Result<Listed> {
     let name = record.name().clone();
     let Some(driver) = driver.filter(|_| record.phase == Phase::Ready) else {
         return Ok(Listed { name, state: State::HalfMade, record: Some(record), endpoint: None, location: None });
@@ -137,7 +136,7 @@ pub(super) fn known(env: Env<'_>, driver: Option<&dyn Driver>, record: Record) -
         Some(status) if status.is_alive() => driver.endpoint(&record.plan).unwrap_or_default(),
         _ => None,
     };
-    let saved = saved_file(env, &name).exists();
+    let saved = record.saved.is_some();
     let state = match status {
         None => State::Busy,
         Some(status) if !status.is_alive() && saved => State::Saved,

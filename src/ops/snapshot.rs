@@ -2,8 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::control::{clock_is_due, right_clock, saved_file};
-use super::{Env, change};
+use super::{Env, change, clock};
 use crate::base::{Error, GuestName, Kind, Result, SnapshotName};
 use crate::driver::{Driver, Snapshot, Status};
 use crate::guest::{self, Held, Shape};
@@ -17,7 +16,7 @@ use crate::guest::{self, Held, Shape};
 pub fn create(env: Env<'_>, name: &GuestName, snapshot: Option<SnapshotName>) -> Result<SnapshotName> {
     let (mut held, driver) = hold(env, name)?;
     let plan = held.record.plan.clone();
-    not_saved(env, name, driver.status(&plan)?)?;
+    not_saved(&held, driver.status(&plan)?)?;
     let snapshot = match snapshot {
         Some(snapshot) => snapshot,
         None => Timestamp::now().strftime("s%Y%m%d-%H%M%S").to_string().parse()?,
@@ -56,7 +55,7 @@ pub fn restore(env: Env<'_>, name: &GuestName, snapshot: &SnapshotName) -> Resul
     let (mut held, driver) = hold(env, name)?;
     let plan = held.record.plan.clone();
     let status = driver.status(&plan)?;
-    not_saved(env, name, status)?;
+    not_saved(&held, status)?;
     let found = find(driver.as_ref(), &held, snapshot)?;
     if status.is_alive() && !found.memory {
         return Err(Error::failed(format!("guest '{name}' runs, and the snapshot '{snapshot}' is of its disks alone"))
@@ -71,7 +70,7 @@ pub fn restore(env: Env<'_>, name: &GuestName, snapshot: &SnapshotName) -> Resul
     let waiting = env.reporter.wait(name.as_str());
     waiting.stage("restoring the snapshot");
     if found.memory {
-        clock_is_due(&mut held)?;
+        clock::due(&mut held)?;
     }
     driver.restore_snapshot(&plan, &found)?;
     drop(waiting);
@@ -84,7 +83,7 @@ pub fn restore(env: Env<'_>, name: &GuestName, snapshot: &SnapshotName) -> Resul
         if driver.status(&plan)? == Status::Paused {
             driver.release(&plan)?;
         }
-        right_clock(env, &mut held)?;
+        clock::set(env, &mut held)?;
     }
     Ok(())
 }
@@ -117,8 +116,9 @@ fn find(driver: &dyn Driver, held: &Held, snapshot: &SnapshotName) -> Result<Sna
 }
 
 /// The disks of a saved guest belong to its memory: neither can be kept or put back alone.
-fn not_saved(env: Env<'_>, name: &GuestName, status: Status) -> Result<()> {
-    if status != Status::Saved && !saved_file(env, name).exists() {
+fn not_saved(held: &Held, status: Status) -> Result<()> {
+    let name = held.record.name();
+    if status != Status::Saved && held.record.saved.is_none() {
         return Ok(());
     }
     Err(Error::failed(format!("guest '{name}' is saved: its disks and its memory belong together"))

@@ -19,6 +19,7 @@ use crate::base::{Arch, ByteSize, Error, GuestName, GuestPlan, Kind, Result, Tem
 use crate::disk;
 use crate::driver::{Begin, Driver, Saved, Status, Stop};
 use crate::guest::{self, Entry};
+use crate::pool::Turns;
 use crate::seed::{self, SeedRequest};
 use crate::template::renewal::{self, Facts};
 use crate::template::{self as store, Key};
@@ -53,7 +54,7 @@ pub fn create(env: Env<'_>, request: &MachineRequest) -> Result<(Template, bool)
         return Err(Error::new(Kind::Unsupported, why));
     }
     let pool = env.pool()?;
-    let _pool_lock = pool.lock_shared()?;
+    let turns = pool.turns()?;
     let base = Base::find(env, &pool, request, driver.capabilities().boots)?;
     let key = key(env, &machine, &base, None)?;
     match store::load(&env.settings.layout, &key.id()?)? {
@@ -63,7 +64,7 @@ pub fn create(env: Env<'_>, request: &MachineRequest) -> Result<(Template, bool)
         }
         None => {
             fs::remove_file(&env.settings.layout.template_refusal(&key.id()?))?;
-            Ok((make(env, &machine, &base, key)?, true))
+            Ok((make(env, &turns, &machine, &base, key)?, true))
         }
     }
 }
@@ -137,8 +138,12 @@ pub fn remove(env: Env<'_>, ids: &[TemplateId], force: bool) -> Result<()> {
     }
     chosen.iter().try_for_each(|line| {
         store::remove(&env.settings.layout, &line.id)?;
-        // Nobody makes it now: whoever does holds the pool's lock.
-        fs::remove_file(&env.settings.layout.template_lock(&line.id))
+        // Unless another command is about to make it, or has just made it.
+        let path = env.settings.layout.template_lock(&line.id);
+        match FileLock::try_acquire(&path, Mode::Exclusive)? {
+            Some(_nobody) => fs::remove_file(&path),
+            None => Ok(()),
+        }
     })
 }
 
@@ -188,8 +193,7 @@ pub(super) fn outdated(
     Ok(outdated.map(|line| (line.id, size(line.template))).collect())
 }
 
-/// The half-made guests that killed commands left as they made templates. For whoever holds the pool's lock alone:
-/// whoever makes one holds it too.
+/// The half-made guests that killed commands left as they made templates. For whoever holds the pool's lock alone.
 ///
 /// # Errors
 /// When guests cannot be listed.
@@ -199,7 +203,8 @@ pub(super) fn unfinished(env: Env<'_>) -> Result<Vec<GuestName>> {
         let id = name.as_str().strip_prefix(MAKING).map(str::parse::<TemplateId>);
         matches!(id, Some(Ok(_))) && guest::get(layout, name).is_err()
     });
-    Ok(names.collect())
+    // One that a command is at work on is no remains.
+    names.map(|name| Ok(guest::is_free(layout, &name)?.then_some(name))).filter_map(Result::transpose).collect()
 }
 
 /// What of a template's surroundings is not as it was; `None` when it could be used now.
@@ -310,13 +315,13 @@ fn seed(name: GuestName, instance_id: InstanceId, mac: Mac, user: &str) -> Resul
     })
 }
 
-/// Boots a guest of this image, lets it be stripped of identity, saves it.
+/// Boots a guest of this image, lets it be stripped of identity, saves it. The pool is nobody's meanwhile.
 /// Until it is whole it is a half-made guest, which `list` shows and `destroy`
 /// removes; what a killed command left is removed first.
 ///
 /// # Errors
 /// What the boot or the save failed with. Nothing is left of it.
-pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base, key: Key) -> Result<Template> {
+pub(super) fn make(env: Env<'_>, turns: &Turns, machine: &Machine, base: &Base, key: Key) -> Result<Template> {
     let layout = &env.settings.layout;
     let id = key.id()?;
     fs::create_private_dir(&layout.templates())?;
@@ -326,7 +331,11 @@ pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base, key: Key) -> Re
         Some(lock) => lock,
         None => {
             env.reporter.note(&format!("another command makes {title}: waiting for it"));
-            FileLock::acquire(&path, Mode::Exclusive, &title, PATIENCE)?
+            // Its guest names the same image.
+            turns.rest();
+            let lock = FileLock::acquire(&path, Mode::Exclusive, &title, PATIENCE)?;
+            turns.take()?;
+            lock
         }
     };
     if let Some(made) = store::load(layout, &id)? {
@@ -342,6 +351,7 @@ pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base, key: Key) -> Re
     let root = Disk::own(staged.disk(), size, base.layers()?);
     let plan = machine::plan(env, &name, machine, base.arch, Root::Disk(root))?;
     let held = guest::reserve(layout, guest::Record::new(machine.driver, base.origin(), plan))?;
+    turns.rest();
     let mut undo = Undo::new();
     let (layout_, name_) = (layout.clone(), name.clone());
     undo.push("the template's folder", move || guest::remove_folder(&layout_, &name_));
@@ -362,6 +372,8 @@ pub(super) fn make(env: Env<'_>, machine: &Machine, base: &Base, key: Key) -> Re
     let facts =
         boot(env, driver.as_ref(), plan, &saved).inspect_err(|error| evidence(env, driver.as_ref(), plan, error))?;
     let template = store::publish(layout, &staged, key, facts)?;
+    // Until whoever wants the template has a record of its own.
+    turns.take()?;
     // Dropped uncommitted: the guest that it was made of goes, in any case.
     drop(undo);
     Ok(template)

@@ -56,7 +56,7 @@ fn usable(job: &Job<'_>) -> Result<Template> {
         return Err(Error::refused(format!("this image and machine make no template: {why}"))
             .hint("'virga template create' with the same options tries again"));
     }
-    template::make(job.env, job.machine, job.base, key).inspect_err(|error| {
+    template::make(job.env, job.turns, job.machine, job.base, key).inspect_err(|error| {
         // A boot for nothing is enough: the next guest starts cold at once.
         if error.kind() == Kind::Failed {
             let words: Vec<String> = std::iter::once(error.to_string()).chain(error.causes()).collect();

@@ -8,6 +8,7 @@ mod generation;
 mod record;
 mod sweep;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,33 @@ pub struct Partial {
     _lock: FileLock,
 }
 
+/// The pool's shared lock for long work that needs it twice: to find a blob until a record names it, and after that to
+/// hand the blob on from one record to another.
+#[derive(Debug)]
+pub struct Turns {
+    pool: Pool,
+    lock: RefCell<Option<FileLock>>,
+}
+
+impl Turns {
+    /// Takes the lock, unless it is held already.
+    ///
+    /// # Errors
+    /// As [`Pool::lock_shared`].
+    pub fn take(&self) -> Result<()> {
+        if self.lock.borrow().is_none() {
+            let lock = self.pool.lock_shared()?;
+            *self.lock.borrow_mut() = Some(lock);
+        }
+        Ok(())
+    }
+
+    /// Lets go of it: a record names what is used.
+    pub fn rest(&self) {
+        self.lock.borrow_mut().take();
+    }
+}
+
 impl Partial {
     /// What the download remembers about itself.
     fn notes(path: &Path) -> PathBuf {
@@ -70,6 +98,14 @@ impl Pool {
     /// [`crate::base::Kind::TimedOut`] when a prune does not end.
     pub fn lock_shared(&self) -> Result<FileLock> {
         FileLock::acquire(&self.layout.pool_lock(), Mode::Shared, "the pool", PATIENCE)
+    }
+
+    /// The same, to be let go of and taken again.
+    ///
+    /// # Errors
+    /// As [`lock_shared`](Self::lock_shared).
+    pub fn turns(&self) -> Result<Turns> {
+        Ok(Turns { pool: self.clone(), lock: RefCell::new(Some(self.lock_shared()?)) })
     }
 
     /// The right to sweep: nobody else is at work on the pool.
