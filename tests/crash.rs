@@ -6,20 +6,25 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use support::{Home, Mirror, SOLO, clock_is_right, in_guest, names, run, small_image, text, tiny};
+use support::{Home, LONG, Mirror, SOLO, clock_is_right, in_guest, names, run, small_image, text, tiny, wait_for};
 
 /// Kills a command before its first step, then before its second, until it gets through, each time from where `before`
 /// leaves things. `after` is told where it was killed.
+fn at_each_step(home: &Home, command: &[&str], before: impl FnMut(), after: impl FnMut(&str)) {
+    until_it_ends(home, command, 0, before, after);
+}
+
+/// As [`at_each_step`], of a command that ends with this exit code.
 #[allow(clippy::print_stderr, reason = "how many there are is worth knowing")]
-fn at_each_step(home: &Home, command: &[&str], mut before: impl FnMut(), mut after: impl FnMut(&str)) {
+fn until_it_ends(home: &Home, command: &[&str], code: i32, mut before: impl FnMut(), mut after: impl FnMut(&str)) {
     for step in 1.. {
         before();
         let output = home.virga(command).env("VIRGA_TEST_DIE_AT", step.to_string()).output().unwrap();
         let said = text(&output.stderr);
         if output.status.signal() != Some(9) {
-            assert!(output.status.success(), "{command:?}: {said}");
+            assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
             assert!(step > 5, "{command:?} has {step} steps, all told");
             eprintln!("{command:?}: {} steps", step - 1);
             return;
@@ -81,6 +86,37 @@ fn create_and_destroy() {
         },
     );
     home.assert_nothing_left();
+}
+
+/// What a run makes goes with it, from the first moment on.
+#[test]
+fn run_and_its_guest() {
+    let home = Home::with_key();
+    let image = ends_at_once(&home);
+    let options = ["run", "--image", image.to_str().unwrap()].into_iter().chain(SOLO);
+    let command: Vec<&str> = options.chain(["--", "true"]).collect();
+    let nothing_is_left = |what: &str| {
+        wait_for(what, LONG, || home.processes().is_empty());
+        home.ok(["list"]);
+        home.assert_nothing_left();
+        // The next one is to have as many steps.
+        home.ok(["prune"]);
+    };
+    until_it_ends(&home, &command, 125, || {}, nothing_is_left);
+    home.assert_nothing_left();
+}
+
+/// The image of a machine that switches itself off as its first deed.
+fn ends_at_once(home: &Home) -> PathBuf {
+    // mov ax, 0x2000; mov dx, 0x604 (the ACPI control register of QEMU's q35); out dx, ax; hlt
+    let mut sector = vec![0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4];
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector.resize(1 << 20, 0);
+    let (raw, image) = (home.path("ends.raw"), home.path("ends.qcow2"));
+    std::fs::write(&raw, sector).unwrap();
+    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), image.to_str().unwrap()]);
+    image
 }
 
 #[test]

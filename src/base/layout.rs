@@ -154,7 +154,7 @@ impl Layout {
     /// The files of one guest.
     #[must_use]
     pub fn guest_files(&self, name: &GuestName) -> GuestFiles {
-        GuestFiles { folder: self.guest(name) }
+        GuestFiles::in_folder(self.guest(name))
     }
 
     /// The folder of sessions, to which throwaway guests belong.
@@ -214,6 +214,12 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
+    /// In this folder: a guest's that is to get its name yet, or has none any more.
+    #[must_use]
+    pub fn in_folder(folder: PathBuf) -> Self {
+        GuestFiles { folder }
+    }
+
     /// The folder itself.
     #[must_use]
     pub fn folder(&self) -> &Path {

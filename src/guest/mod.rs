@@ -30,6 +30,9 @@ const RECORD_VERSION: u32 = 1;
 /// Folders on their way out carry this prefix, which no guest name can have.
 const REMOVING: &str = ".removing-";
 
+/// Folders that are to be a guest's carry this prefix until their record is in them.
+const MAKING: &str = ".making-";
+
 /// How long a command waits for another one that works on the same guest.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -210,34 +213,48 @@ pub fn save(layout: &Layout, record: &Record) -> Result<()> {
     fs::write_json(&layout.guest_files(record.name()).record(), record, 0o600)
 }
 
-/// Takes the name: makes the folder, locks it and writes the record. The
-/// name is taken from then on; [`remove_folder`] gives it back.
+/// Takes the name: a folder with its record appears under it at once, held by us. The name is taken from then on;
+/// [`remove_folder`] gives it back. Killed at whatever moment it leaves a guest that says whose it is, or a folder
+/// that [`sweep`] removes.
 ///
 /// # Errors
 /// [`Kind::Exists`] when a guest, whole or half-made, has the name.
 pub fn reserve(layout: &Layout, record: Record) -> Result<Held> {
     let name = record.name().clone();
-    let files = layout.guest_files(&name);
     fs::create_private_dir(&layout.guests())?;
-    if !fs::create_new_private_dir(files.folder())? {
+    if exists(layout, &name) {
         return Err(taken(layout, &name));
     }
-    // Between the two steps another command may have destroyed the folder, or made the guest anew:
-    // the folder is ours only when its lock is free and no record is in it.
-    let lock = match FileLock::acquire(&files.lock(), Mode::Exclusive, &title(&name), GLANCE) {
-        Ok(lock) if matches!(load(layout, &name), Ok(None)) => lock,
-        Ok(_) => return Err(taken(layout, &name)),
-        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::TimedOut) => return Err(taken(layout, &name)),
-        Err(error) => {
-            let _ = remove_folder(layout, &name);
-            return Err(error);
-        }
-    };
-    match save(layout, &record) {
+    let (aside, lock) = make_aside(layout, &name)?;
+    let named = fs::write_json(&aside.record(), &record, 0o600).and_then(|()| {
+        // A folder goes over no other that has anything in it.
+        fs::rename(aside.folder(), &layout.guest(&name))
+    });
+    match named {
         Ok(()) => Ok(Held { record, layout: layout.clone(), _lock: lock }),
         Err(error) => {
-            let _ = remove_folder(layout, &name);
-            Err(error)
+            let _ = fs::remove_dir_all(aside.folder());
+            Err(if exists(layout, &name) { taken(layout, &name) } else { error })
+        }
+    }
+}
+
+/// A folder that no listing shows, and its lock: [`sweep`] lets it alone while that is held.
+fn make_aside(layout: &Layout, name: &GuestName) -> Result<(GuestFiles, FileLock)> {
+    let mut number = 0_u32;
+    loop {
+        // One that was killed may have had our number.
+        let aside =
+            GuestFiles::in_folder(layout.guests().join(format!("{MAKING}{name}-{}-{number}", std::process::id())));
+        number += 1;
+        if !fs::create_new_private_dir(aside.folder())? {
+            continue;
+        }
+        match FileLock::acquire(&aside.lock(), Mode::Exclusive, &title(name), GLANCE) {
+            Ok(lock) => return Ok((aside, lock)),
+            // It was swept before it was locked.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::TimedOut) => {}
+            Err(error) => return Err(error),
         }
     }
 }
@@ -425,18 +442,30 @@ pub fn list(layout: &Layout) -> Result<Vec<Entry>> {
         .collect())
 }
 
-/// Removes what a killed [`remove_folder`] left. Returns how many folders went.
+/// Removes what a killed [`remove_folder`] or [`reserve`] left. Returns how many folders went.
 ///
 /// # Errors
 /// When something cannot be removed.
 pub fn sweep(layout: &Layout, dry_run: bool) -> Result<usize> {
     let mut swept = 0;
     for name in fs::list_dir(&layout.guests())? {
-        if name.starts_with(REMOVING) {
-            swept += 1;
-            if !dry_run {
-                fs::remove_dir_all(&layout.guests().join(name))?;
+        let path = layout.guests().join(&name);
+        // Held by whoever makes it, until it is renamed or it is left.
+        let _lock = if name.starts_with(MAKING) {
+            match FileLock::try_acquire(&GuestFiles::in_folder(path.clone()).lock(), Mode::Exclusive) {
+                Ok(Some(lock)) => Some(lock),
+                Ok(None) => continue,
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
             }
+        } else if name.starts_with(REMOVING) {
+            None
+        } else {
+            continue;
+        };
+        swept += 1;
+        if !dry_run {
+            fs::remove_dir_all(&path)?;
         }
     }
     Ok(swept)

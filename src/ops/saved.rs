@@ -77,7 +77,9 @@ pub(super) fn go_on(env: Env<'_>, held: &mut Held) -> Result<()> {
     let mut undo = Undo::new();
     let (again, same) = (env.driver(held.record.driver), plan.clone());
     undo.push("the guest at its backend", move || again.stop(&same, Stop::Force));
-    driver.load(&plan, &Saved { state: file.clone(), memory: None }).map_err(|error| error.hint(from_disk(&plan.name)))?;
+    driver
+        .load(&plan, &Saved { state: file.clone(), memory: None })
+        .map_err(|error| error.hint(from_disk(&plan.name)))?;
     held.record.saved = None;
     held.now(None)?;
     undo.commit();
@@ -91,7 +93,13 @@ pub(super) fn go_on(env: Env<'_>, held: &mut Held) -> Result<()> {
 
 fn unchanged(driver: &dyn Driver, record: &Record) -> Result<()> {
     let name = record.name();
-    match record.saved.as_ref().map(|then| Ok(difference(then, &driver.fingerprint(&record.plan)?))).transpose()?.flatten() {
+    match record
+        .saved
+        .as_ref()
+        .map(|then| Ok(difference(then, &driver.fingerprint(&record.plan)?)))
+        .transpose()?
+        .flatten()
+    {
         None => Ok(()),
         Some(change) => Err(Error::refused(format!("guest '{name}' cannot go on: {change}")).hint(from_disk(name))),
     }

@@ -223,5 +223,9 @@ fn clear(env: Env<'_>, id: &SessionId, dry_run: bool) -> Result<Vec<GuestName>> 
             Err(error) => first = first.or(Some(error)),
         }
     }
+    if !dry_run {
+        // The one that was about to get its name.
+        guest::sweep(&env.settings.layout, false)?;
+    }
     first.map_or(Ok(names), Err)
 }
