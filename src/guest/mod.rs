@@ -1,8 +1,8 @@
 //! Guests on disk: the folder, its record `guest.json`, its phases, its lock.
 //!
-//! A guest's name exists from the moment its folder does. The record is
-//! written before anything else is made, so that a killed command leaves a
-//! named thing that `list` shows and `destroy` removes.
+//! A guest's name exists from the moment its folder does, and that has its
+//! record from its first moment, before anything else is made: a killed
+//! command leaves a named thing that `list` shows and `destroy` removes.
 
 mod exported;
 mod shape;
