@@ -12,10 +12,12 @@
 //! passt, which stands before libvirt's guests of ordinary users, accepts likewise.
 //!
 //! So while there is silence, further connections are opened beside the older
-//! ones. They must stay few, for a guest may hold them all in its queue until
-//! its server starts (systemd's socket activation): each costs it a process,
-//! and OpenSSH since 9.8 shuts out for a while who leaves without logging in
-//! too often (`PerSourcePenalties`, sshd_config(5)).
+//! ones. They end as soon as one is seen to have been taken into the guest:
+//! each that a server has costs it a process, it drops some when it has ten
+//! (`MaxStartups`, sshd_config(5)), and OpenSSH since 9.8 shuts out for a while
+//! who leaves without logging in too often (`PerSourcePenalties`).
+
+mod taken;
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
@@ -32,14 +34,13 @@ use crate::base::{Context as _, Error, Result};
 const STEP: Duration = Duration::from_millis(50);
 /// Longest time from one connection to the next while there is only silence.
 const SLOWEST: Duration = Duration::from_millis(500);
-/// Time from one connection to the next while a server is taken to be busy.
+/// Shortest time from one connection to the next while a server is busy with its first line: it may have been started
+/// anew meanwhile, and the connection be lost.
 const BUSY: Duration = Duration::from_secs(1);
-/// Connections open at once; OpenSSH begins to drop the eleventh (`MaxStartups`).
+/// Connections open at once, were all of them taken at the same moment: OpenSSH begins to drop the eleventh.
 const OPEN_LIMIT: usize = 7;
 /// What every client's version line begins with (RFC 4253 section 4.2).
 pub(super) const GREETING: &[u8] = b"SSH-2.0-";
-/// For so long the server may speak first.
-const POLITE: Duration = Duration::from_millis(300);
 /// How often open connections are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 /// A server may send other lines first (RFC 4253 section 4.2); what is longer is no SSH server.
@@ -125,6 +126,8 @@ struct Attempt {
     stream: TcpStream,
     received: Vec<u8>,
     greeted: bool,
+    /// Whether the guest has this connection.
+    taken: bool,
 }
 
 /// What became of one attempt.
@@ -163,7 +166,7 @@ impl Prober {
     fn tick_at(&mut self, now: Instant) -> Result<Option<Answered>> {
         let mut index = 0;
         while index < self.open.len() {
-            match self.open[index].look(now) {
+            match self.open[index].look() {
                 Fate::Pending => index += 1,
                 Fate::Answered(banner) => {
                     let Attempt { stream, received, greeted, .. } = self.open.remove(index);
@@ -184,7 +187,10 @@ impl Prober {
                 }
             }
         }
-        if self.last.is_none_or(|last| now.duration_since(last) >= self.gap(now)) {
+        if self.is_time(now) {
+            self.see_what_is_taken(now);
+        }
+        if self.is_time(now) {
             if self.open.len() >= OPEN_LIMIT {
                 self.open.remove(self.least_useful(now));
             }
@@ -197,13 +203,36 @@ impl Prober {
         Ok(None)
     }
 
+    /// Gives up all but the first when one is in the guest.
+    fn see_what_is_taken(&mut self, now: Instant) {
+        if self.open.iter().any(|attempt| attempt.taken) {
+            return;
+        }
+        let table = self.addr.ip().is_loopback().then(|| taken::Table::read(self.addr));
+        for attempt in self.open.iter_mut().filter(|attempt| attempt.greeted) {
+            attempt.taken = table.as_ref().is_none_or(|table| table.is_taken(&attempt.stream));
+        }
+        if self.open.iter().any(|attempt| attempt.taken) {
+            self.open.retain(|attempt| attempt.taken);
+            self.open.truncate(1);
+            self.heard = now;
+        }
+    }
+
+    /// Whether another connection is due.
+    fn is_time(&self, now: Instant) -> bool {
+        self.last.is_none_or(|last| now.duration_since(last) >= self.gap(now))
+    }
+
     /// How long after the newest connection the next one is opened.
     fn gap(&self, now: Instant) -> Duration {
         match self.open.last() {
             None => STEP,
-            // It took a connection after it had closed others: the server has
-            // just come up and is busy with its first line.
-            Some(_) if self.alive => BUSY,
+            // The guest has one, or closed others before: a server is busy with its first line, and has twice as long each
+            // time. It may need as long as it likes.
+            Some(_) if self.alive || self.open.iter().any(|attempt| attempt.taken) => {
+                (now.duration_since(self.heard) / 2).max(BUSY)
+            }
             // Two per cent of the silence so far: what that adds to the wait nobody notices.
             Some(_) => (now.duration_since(self.heard) / 50).clamp(STEP, SLOWEST),
         }
@@ -234,17 +263,18 @@ impl Attempt {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Ok(Err(answer_of(&error.into()))),
         }
-        Ok(Ok(Attempt { begun: now, stream: TcpStream::from(socket), received: Vec::new(), greeted: false }))
+        let stream = TcpStream::from(socket);
+        Ok(Ok(Attempt { begun: now, stream, received: Vec::new(), greeted: false, taken: false }))
     }
 
-    fn look(&mut self, now: Instant) -> Fate {
+    fn look(&mut self) -> Fate {
         let mut piece = [0; 512];
         loop {
             match self.stream.read(&mut piece) {
                 Ok(0) => return Fate::Ended(self.ended()),
                 Ok(n) => self.received.extend_from_slice(&piece[..n]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.greet(now);
+                    self.greet();
                     return Fate::Pending;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -260,10 +290,10 @@ impl Attempt {
         }
     }
 
-    /// Old versions of passt finish a connection into the guest only when something is sent
-    /// over it, and the server would wait for ever to speak first.
-    fn greet(&mut self, now: Instant) {
-        if !self.greeted && now.duration_since(self.begun) > POLITE {
+    /// What is sent is read when the guest has the connection: that is how it is seen. And old versions of passt finish a
+    /// connection into the guest only when something is sent over it.
+    fn greet(&mut self) {
+        if !self.greeted {
             // Not connected yet, or broken: the next look tells.
             self.greeted = self.stream.write(GREETING).is_ok_and(|sent| sent == GREETING.len());
         }

@@ -168,27 +168,27 @@ fn early_connections_that_hang_do_not_delay() {
     probe(addr);
 }
 
-/// What a real client begins with is sent once, and then the server that waited for it answers.
+/// What a real client begins with is sent once, and a server that waits for it answers.
 #[test]
 fn a_way_that_waits_for_the_clients_first_word_gets_it() {
     let mut played = Played::new();
-    played.silence(0, 300);
+    played.tick(0);
     let mut first = played.take();
-    assert!(!played.prober.open[0].greeted, "for so long the server may speak first");
-    played.tick_until(310, "the greeting", |prober| prober.open[0].greeted);
-    played.silence(320, 400);
+    played.tick_until(10, "the greeting", |prober| prober.open[0].greeted);
     let mut word = [0; 8];
     first.read_exact(&mut word).unwrap();
     assert_eq!(word, *GREETING);
+    played.silence(20, 40);
     first.set_nonblocking(true).unwrap();
     assert_eq!(first.read(&mut word).unwrap_err().kind(), io::ErrorKind::WouldBlock, "sent once");
     let _first = say(first, LINE);
-    assert!(played.answered(400).greeted);
+    assert!(played.answered(40).greeted);
 
     let mut played = Played::new();
     played.tick(0);
     let _first = say(played.take(), LINE);
-    assert!(!played.answered(0).greeted, "who speaks first is not spoken to");
+    wait_for("the line", || played.prober.open[0].stream.peek(&mut [0; 64]).is_ok_and(|there| there == LINE.len()));
+    assert!(!played.answered(10).greeted, "who has spoken is not spoken to");
 }
 
 #[test]
@@ -217,7 +217,23 @@ fn a_busy_server_is_not_flooded() {
         drop(played.take());
         played.tick_until(at, "its end", |prober| prober.open.is_empty());
     }
-    assert_eq!(played.silence(60, 5_000), [100, 1100, 2100, 3100, 4100]);
+    assert_eq!(played.silence(60, 8_000), [100, 1100, 2150, 4250]);
+}
+
+/// As a guest that has just come up and is slow: as soon as it has one of many, there is that one, and hardly another.
+#[test]
+fn one_that_is_taken_is_waited_for() {
+    let mut played = Played::new();
+    played.silence(0, 4_000);
+    let ages = played.ages();
+    assert_eq!(ages.len(), OPEN_LIMIT);
+    let mut slow = played.take();
+    slow.read_exact(&mut [0; 8]).unwrap();
+    played.tick(4_100);
+    assert_eq!(played.ages(), ages[..1]);
+    assert_eq!(played.silence(4_110, 20_000), [4_950, 5_950, 7_800, 11_500, 18_900]);
+    let _slow = say(slow, LINE);
+    assert!(played.answered(20_000).greeted);
 }
 
 #[test]
