@@ -56,6 +56,7 @@ dist: ## build the binary that is installed (takes minutes)
 soak: ## kills at random moments on a busy machine, for hours (ROUNDS=100)
 	@tests/image/build >/dev/null
 	@tests/image/tiny >/dev/null
+	ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --test crash template -- --nocapture
 	ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --test soak -- --ignored --test-threads 1 --nocapture
 
 # Many at a time: they wait more than they work.

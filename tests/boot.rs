@@ -8,9 +8,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
-use std::time::Instant;
 
-use rstest::rstest;
 use support::{
     Home, LONG, Mirror, SMALL, WARM, image, in_guest, names, os_release, run, sha256, text, wait_for, write,
 };
@@ -200,44 +198,5 @@ fn a_user_without_keys_gets_in() {
     assert!(stderr.contains("key"), "it does not say that it made a key: {stderr}");
     assert_eq!(in_guest(&home, "solo", "hostname; ls /ran"), "elsewhere\n/ran\n");
     home.ok(["destroy", "solo"]);
-    home.assert_nothing_left();
-}
-
-/// Ctrl-C takes back what `create` made, at whatever point it comes.
-#[rstest]
-#[case::cold(&SMALL)]
-#[case::warm(&WARM)]
-fn ctrl_c_takes_a_create_back(#[case] machine: &[&str]) {
-    let home = Home::with_key().warm();
-    let image = image().to_str().unwrap();
-    home.ok(["create", "first", "--no-start", "--image", image]);
-    // What it takes here and now until the guest runs.
-    let began = Instant::now();
-    home.ok(["create", "gone", "--image", image].iter().chain(machine));
-    let whole = began.elapsed();
-    home.ok(["destroy", "gone"]);
-    let mut hits = 0;
-    // From its first step to the wait that follows its last.
-    for part in [0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 1.1] {
-        let args = ["create", "gone", "--image", image, "--wait", "--timeout", "20m"];
-        let mut child = home.virga(args.iter().chain(machine)).stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(part));
-        let begun = names(&home.state().join("guests")).contains(&"gone".to_owned());
-        if child.try_wait().unwrap().is_none() {
-            run("kill", ["-INT", &child.id().to_string()]);
-        }
-        wait_for("the end of create", LONG, || child.try_wait().unwrap().is_some());
-        let output = child.wait_with_output().unwrap();
-        // Before its handlers stand, the signal simply ends it.
-        match output.status.code() {
-            Some(0) => drop(home.ok(["destroy", "gone"])),
-            Some(130) | None => hits += usize::from(begun),
-            _ => panic!("{}", text(&output.stderr)),
-        }
-        assert_eq!(names(&home.state().join("guests")), ["first"], "after {part} of {whole:?}");
-        assert!(!home.processes().iter().any(|line| line.contains("qemu-system")), "after {part} of {whole:?}");
-    }
-    assert!(hits > 1, "{hits} signals hit a create that had made something");
-    home.ok(["destroy", "first"]);
     home.assert_nothing_left();
 }

@@ -329,8 +329,8 @@ fn booted(rig: &Rig) {
     wait_for("a login on its console", LONG, || home.ok(["console", "web"]).contains("web login:"));
 
     // It restarts itself: the same guest, another boot.
-    home.output(["ssh", "web", "--", "sudo systemctl reboot"]);
-    wait_for("another boot", LONG, || {
+    let said = home.output(["ssh", "web", "--", "sudo systemctl reboot"]);
+    wait_for(&format!("another boot after {}: {}", said.status, text(&said.stderr)), LONG, || {
         let output = home.output(["ssh", "web", "--", ask]);
         output.status.success() && text(&output.stdout) != before
     });

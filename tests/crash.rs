@@ -1,14 +1,19 @@
-//! SIGKILL before each step that a command takes, one after the other: whatever it was at, the next command goes on
-//! from there, nothing is lost, nothing stays held, nothing is left.
+//! SIGKILL, or Ctrl-C, before each step that a command takes, one after the other: whatever it was at, the next command
+//! goes on from there, nothing is lost, nothing stays held, nothing is left.
 
 #![allow(clippy::disallowed_methods, reason = "tests touch the machine as its users do")]
+#![allow(clippy::print_stderr, reason = "how many steps there are is worth knowing")]
 
 mod support;
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 
-use support::{Home, LONG, Mirror, SOLO, clock_is_right, in_guest, names, run, small_image, text, tiny, wait_for};
+use rstest::rstest;
+use support::{
+    Home, LONG, Mirror, SOLO, WARM, in_guest, names, run, sha256, small_image, text, tiny, told_by_a_right_clock,
+    wait_for,
+};
 
 /// Kills a command before its first step, then before its second, until it gets through, each time from where `before`
 /// leaves things. `after` is told where it was killed.
@@ -17,22 +22,29 @@ fn at_each_step(home: &Home, command: &[&str], before: impl FnMut(), after: impl
 }
 
 /// As [`at_each_step`], of a command that ends with this exit code.
-#[allow(clippy::print_stderr, reason = "how many there are is worth knowing")]
 fn until_it_ends(home: &Home, command: &[&str], code: i32, mut before: impl FnMut(), mut after: impl FnMut(&str)) {
-    for step in 1.. {
+    let mut step = 1;
+    loop {
         before();
-        let output = home.virga(command).env("VIRGA_TEST_DIE_AT", step.to_string()).output().unwrap();
-        let said = text(&output.stderr);
-        if output.status.signal() != Some(9) {
-            assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
-            assert!(step > 5, "{command:?} has {step} steps, all told");
-            eprintln!("{command:?}: {} steps", step - 1);
-            return;
-        }
-        let what = format!("{command:?}: {}", said.lines().last().unwrap_or_default());
-        eprintln!("{what}");
+        let Some(what) = killed_before(home, command, step, code) else { return };
         after(&what);
+        step += 1;
     }
+}
+
+/// Kills a command before this step and says which that was; `None` when it got through, with this exit code.
+fn killed_before(home: &Home, command: &[&str], step: usize, code: i32) -> Option<String> {
+    let output = home.virga(command).env("VIRGA_TEST_AT_STEP", format!("KILL {step}")).output().unwrap();
+    let said = text(&output.stderr);
+    if output.status.signal() != Some(9) {
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
+        assert!(step > 5, "{command:?} has {step} steps, all told");
+        eprintln!("{command:?}: {} steps", step - 1);
+        return None;
+    }
+    let what = format!("{command:?}: {}", said.lines().last().unwrap_or_default());
+    eprintln!("{what}");
+    Some(what)
 }
 
 fn state(home: &Home) -> String {
@@ -88,6 +100,47 @@ fn create_and_destroy() {
     home.assert_nothing_left();
 }
 
+/// Ctrl-C takes back what `create` made, whenever it comes.
+#[rstest]
+#[case::cold(1)]
+#[case::warm(7)]
+fn an_interrupted_create(#[case] stride: usize) {
+    let (home, image) = match stride {
+        1 => (Home::with_key(), None),
+        _ => (Home::with_key().warm(), Some(support::image().to_owned())),
+    };
+    let machine = if image.is_some() { &WARM[..] } else { &SOLO[..] };
+    let image = image.unwrap_or_else(|| {
+        small_image(&home.path("small.qcow2"), "64M");
+        home.path("small.qcow2")
+    });
+    let create = ["create", "gone", "--image", image.to_str().unwrap()].into_iter().chain(machine.iter().copied());
+    let create: Vec<&str> = create.collect();
+    // The image is in the pool and the first things that a home gets are there: from here on each has the same steps.
+    home.ok(["create", "first", "--no-start"].iter().chain(&create[2..]));
+    let mut taken_back = 0;
+    for step in (1..).step_by(stride) {
+        let output = home.virga(&create).env("VIRGA_TEST_AT_STEP", format!("INT {step}")).output().unwrap();
+        let said = text(&output.stderr);
+        let what = said.lines().find(|line| line.starts_with("before its step "));
+        match (what, output.status.code()) {
+            (_, Some(0)) => drop(home.ok(["destroy", "gone"])),
+            // Before its handlers stand, the signal simply ends it.
+            (Some(_), Some(130) | None) => taken_back += 1,
+            _ => panic!("{said}"),
+        }
+        assert_eq!(names(&home.state().join("guests")), ["first"], "{what:?}");
+        assert_eq!(home.machines(), 0, "{what:?}");
+        if what.is_none() {
+            break;
+        }
+    }
+    eprintln!("{create:?}: taken back at {taken_back} steps");
+    assert!(taken_back > 3, "it was taken back at {taken_back} steps");
+    home.ok(["destroy", "first"]);
+    home.assert_nothing_left();
+}
+
 /// What a run makes goes with it, from the first moment on.
 #[test]
 fn run_and_its_guest() {
@@ -117,6 +170,72 @@ fn ends_at_once(home: &Home) -> PathBuf {
     std::fs::write(&raw, sector).unwrap();
     run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), image.to_str().unwrap()]);
     image
+}
+
+/// A clone is a whole machine, or a half-made one that no command takes for one; the template stays as it is.
+#[test]
+fn clone() {
+    let home = Home::with_key().warm();
+    let create: Vec<&str> =
+        ["create", "clone", "--image", support::image().to_str().unwrap()].into_iter().chain(WARM).collect();
+    home.ok(&create);
+    home.ok(["destroy", "clone"]);
+    let memory = PathBuf::from(home.json(["template", "list"])[0]["folder"].as_str().unwrap()).join("memory");
+    let before = sha256(&memory);
+    let mut whole = 0;
+    let after = |what: &str| {
+        match home.json(["list"])[0]["state"].as_str() {
+            None => return,
+            Some("half-made") => {
+                let error = home.fails(1, ["start", "clone"]);
+                assert!(error.contains("virga destroy clone"), "{what}: {error}");
+            }
+            Some(_) => {
+                home.ok(["wait", "clone", "--timeout", "20m"]);
+                assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n", "{what}");
+                whole += 1;
+            }
+        }
+        home.ok(["destroy", "clone"]);
+        assert_eq!(home.machines(), 0, "{what}");
+    };
+    at_each_step(&home, &create, || drop(home.output(["destroy", "clone"])), after);
+    assert!(whole > 0, "it was never whole");
+    home.ok(["destroy", "clone"]);
+    assert_eq!(sha256(&memory), before, "a clone changed the template");
+    home.assert_nothing_left();
+}
+
+/// A template is whole or none. Most of its steps come after a boot: but for `make soak`, one of those will do.
+#[test]
+fn template() {
+    let home = Home::with_key();
+    let machine = ["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"];
+    let create: Vec<&str> =
+        ["template", "create", "--image", support::image().to_str().unwrap()].into_iter().chain(machine).collect();
+    let every = std::env::var_os("ROUNDS").is_some();
+    let (mut step, mut booted) = (1, false);
+    while let Some(what) = killed_before(&home, &create, step, 0) {
+        match home.json(["template", "list"])[0]["id"].as_str() {
+            Some(id) => {
+                home.ok(["template", "verify"]);
+                home.ok(["template", "remove", id]);
+            }
+            None => {
+                let guests = home.json(["list"]);
+                let half = guests.as_array().unwrap().iter().all(|guest| guest["state"] == "half-made");
+                assert!(half, "{what}: {guests}");
+            }
+        }
+        nothing_is_left(&home, &what);
+        if booted && !every {
+            break;
+        }
+        // After this QEMU is started, and the boot comes.
+        booted |= what.ends_with("/console.log'");
+        step += if booted && !every { 2 + std::process::id() as usize % 14 } else { 1 };
+    }
+    nothing_is_left(&home, "at the end");
 }
 
 #[test]
@@ -151,7 +270,7 @@ fn save_and_resume() {
         let before = in_guest(&home, "guest", ask);
         let home = &home;
         move |what: &str| {
-            assert_eq!(in_guest(home, "guest", ask), before, "{what}");
+            assert_eq!(told_by_a_right_clock(home, "guest", ask), before, "{what}");
             let files = names(&home.state().join("guests/guest"));
             assert!(!files.iter().any(|name| name.starts_with("saved")), "{what}: {files:?}");
             assert_eq!(home.machines(), 1, "{what}");
@@ -179,7 +298,6 @@ fn save_and_resume() {
         |what| {
             home.ok(["start", "guest"]);
             is_the_same(what);
-            clock_is_right(&home, "guest");
         },
     );
     home.ok(["destroy", "guest"]);

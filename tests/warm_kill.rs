@@ -8,10 +8,8 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use support::moments::{Moments, killed_after};
-use support::{Home, LONG, SOLO, WARM, clock_is_right, image, in_guest, names, run, sha256, text, tiny, wait_for};
+use support::{Home, LONG, SOLO, WARM, clock_is_right, end, image, in_guest, names, run, text, tiny, wait_for};
 
 /// Not the machine of all other tests: it is another template.
 const OTHER: [&str; 8] = ["--accel", "tcg", "--memory", "640M", "--cpus", "1", "--disk", "5G"];
@@ -24,44 +22,15 @@ fn create_args(name: &str) -> impl Iterator<Item = &str> {
     ["create", name, "--image", image().to_str().unwrap()].into_iter().chain(WARM)
 }
 
+/// What a killed command left goes with the next command of its kind, and what that makes is whole, and nobody's.
+/// (SIGKILL before each step: tests/crash.rs.)
 #[test]
-fn a_killed_template_is_none() {
+fn a_template_is_made_after_one_that_was_killed() {
     let home = Home::with_key();
-    let mut moments = Moments::new();
-    for _ in 0..4 {
-        let (seed, delay) = moments.next(Duration::from_secs(3));
-        assert!(killed_after(delay, &mut home.virga(template_args())), "made after {delay:?}, seed {seed}");
-        nothing_is_made(&home);
-    }
-    // At the other end: while it is written.
-    let mut child = home.virga(template_args()).spawn().unwrap();
     let guests = home.state().join("guests");
-    let saving = || {
-        let halfway = names(&guests).first().is_some_and(|name| guests.join(name).join("template/state").exists());
-        halfway || child.try_wait().unwrap().is_some()
-    };
-    wait_for("the moment when it is saved", LONG, saving);
-    let (seed, delay) = moments.next(Duration::from_millis(300));
-    std::thread::sleep(delay);
-    child.kill().unwrap();
-    if child.wait().unwrap().success() {
-        // It may have been quicker; what is there is whole then.
-        home.ok(["template", "verify"]);
-        let id = home.json(["template", "list"])[0]["id"].as_str().unwrap().to_owned();
-        home.ok(["template", "remove", &id]);
-    } else if home.json(["template", "list"]) == serde_json::json!([]) {
-        nothing_is_made(&home);
-    } else {
-        // Killed between its last step and the removal of the guest that it was made of.
-        home.ok(["template", "verify"]);
-    }
-
-    // What is left goes with the next command of its kind, or with a prune.
-    home.ok(["prune"]);
-    assert_eq!(names(&guests), Vec::<String>::new(), "seed {seed}");
-    assert_eq!(home.machines(), 0, "seed {seed}");
-    let (_, delay) = moments.next(Duration::from_secs(2));
-    killed_after(delay, &mut home.virga(template_args()));
+    let mut child = home.virga(template_args()).spawn().unwrap();
+    wait_for("its boot", LONG, || home.machines() == 1 || child.try_wait().unwrap().is_some());
+    end(&mut child);
     let args = ["-v", "create", "guest", "--warm", "--wait", "--image", image().to_str().unwrap()];
     let output = home.output(args.into_iter().chain(OTHER));
     assert!(output.status.success() && text(&output.stderr).contains("renewed"), "{}", text(&output.stderr));
@@ -96,52 +65,6 @@ fn what_was_asked_for_is_there(home: &Home) {
     let has = in_guest(home, "guest", "nproc; awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo; lsblk -bdno SIZE");
     let has: Vec<u64> = has.lines().map(|line| line.trim().parse().unwrap()).collect();
     assert!(has[0] == 1 && (550..640).contains(&has[1]) && has.contains(&(5 << 30)), "{has:?}");
-}
-
-fn nothing_is_made(home: &Home) {
-    assert_eq!(home.json(["template", "list"]), serde_json::json!([]));
-    let guests = home.json(["list"]);
-    assert!(guests.as_array().unwrap().iter().all(|guest| guest["state"] == "half-made"), "{guests}");
-}
-
-#[test]
-fn a_killed_clone_is_none() {
-    let home = Home::with_key().warm();
-    let start = Instant::now();
-    home.ok(create_args("whole"));
-    let mut whole = start.elapsed();
-    let folder = home.json(["template", "list"])[0]["folder"].as_str().unwrap().to_owned();
-    let memory = sha256(&Path::new(&folder).join("memory"));
-
-    let (mut hits, mut kills, mut moments) = (0, 0, Moments::new());
-    while hits < 12 {
-        let (seed, delay) = moments.next(whole);
-        match killed_after(delay, &mut home.virga(create_args("clone"))) {
-            true => hits += 1,
-            false => whole = delay,
-        }
-        kills += 1;
-        assert!(kills < 100, "only {hits} of {kills} kills hit a command at work");
-        let guests = home.json(["list"]);
-        if let Some(clone) = guests.as_array().unwrap().iter().find(|guest| guest["name"] == "clone") {
-            if clone["state"] == "half-made" {
-                for command in ["start", "ssh", "wait"] {
-                    let error = home.fails(1, [command, "clone"]);
-                    assert!(error.contains("virga destroy clone"), "{error}, seed {seed}");
-                }
-            } else {
-                home.ok(["wait", "clone", "--timeout", "20m"]);
-                assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n", "after {delay:?}, seed {seed}");
-            }
-            home.ok(["destroy", "clone"]);
-        }
-        assert_eq!(home.machines(), 1, "after {delay:?}, seed {seed}");
-    }
-    home.ok(create_args("clone").chain(["--wait"]));
-    assert_eq!(in_guest(&home, "clone", "hostname"), "clone\n");
-    assert_eq!(sha256(&Path::new(&folder).join("memory")), memory);
-    home.ok(["destroy", "clone", "whole"]);
-    home.assert_nothing_left();
 }
 
 /// Ctrl-C in the midst of a save lets the guest run on, and takes back what was written. So do a terminal that is

@@ -510,19 +510,28 @@ fn now() -> f64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
 }
 
-/// Within a second of ours, asked over a session that stands already: an answer that took long proves nothing and is
-/// asked for again; no answer of a clock that is further off can pass, and none of a clock that is right can fail.
+/// The guest's clock is within a second of ours.
 #[track_caller]
 pub fn clock_is_right(home: &Home, name: &str) {
-    let ask = ["ssh", name, "--", "while read -r _; do date +%s.%N; done"];
-    let mut session = home.virga(ask).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    told_by_a_right_clock(home, name, "true");
+}
+
+/// What a command says in a guest whose clock is within a second of ours. That is asked over a session that stands
+/// already: an answer that took long proves nothing and is asked for again; no answer of a clock that is further off can
+/// pass, and none of a clock that is right can fail.
+#[track_caller]
+pub fn told_by_a_right_clock(home: &Home, name: &str, command: &str) -> String {
+    let ask = format!("{command}; echo; while read -r _; do date +%s.%N; done");
+    let mut session =
+        home.virga(["ssh", name, "--", &ask]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut questions = session.stdin.take().unwrap();
-    let mut said = std::io::BufReader::new(session.stdout.take().unwrap()).lines();
+    let mut said = std::io::BufReader::new(session.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let told = said.by_ref().take_while(|line| !line.is_empty()).map(|line| line + "\n").collect();
     let begun = Instant::now();
     let off = loop {
         let before = now();
         questions.write_all(b"\n").unwrap();
-        let clock: f64 = said.next().expect("an answer").unwrap().parse().unwrap();
+        let clock: f64 = said.next().expect("an answer").parse().unwrap();
         let after = now();
         // By so much it is off: at least the one, at most the other.
         let (least, most) = (clock - after, clock - before);
@@ -537,4 +546,5 @@ pub fn clock_is_right(home: &Home, name: &str) {
     drop(questions);
     session.wait().unwrap();
     assert_eq!(off, None, "the clock of {name} is off, by seconds");
+    told
 }
