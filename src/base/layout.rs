@@ -214,7 +214,7 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
-    /// In this folder: a guest's that is to get its name yet, or has none any more.
+    /// In this folder: that of a guest which is to get its name yet.
     #[must_use]
     pub fn in_folder(folder: PathBuf) -> Self {
         GuestFiles { folder }

@@ -36,9 +36,6 @@ const MAKING: &str = ".making-";
 /// How long a command waits for another one that works on the same guest.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long others may look whether a new guest's lock is free.
-const GLANCE: Duration = Duration::from_secs(2);
-
 /// How far a guest has come in being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -250,10 +247,11 @@ fn make_aside(layout: &Layout, name: &GuestName) -> Result<(GuestFiles, FileLock
         if !fs::create_new_private_dir(aside.folder())? {
             continue;
         }
-        match FileLock::acquire(&aside.lock(), Mode::Exclusive, &title(name), GLANCE) {
-            Ok(lock) => return Ok((aside, lock)),
-            // It was swept before it was locked.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::TimedOut) => {}
+        match FileLock::try_acquire(&aside.lock(), Mode::Exclusive) {
+            Ok(Some(lock)) => return Ok((aside, lock)),
+            // It is being swept, or was, before it was locked.
+            Ok(None) => {}
+            Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
         }
     }

@@ -92,17 +92,10 @@ pub(super) fn go_on(env: Env<'_>, held: &mut Held) -> Result<()> {
 }
 
 fn unchanged(driver: &dyn Driver, record: &Record) -> Result<()> {
+    let Some(then) = &record.saved else { return Ok(()) };
+    let Some(change) = difference(then, &driver.fingerprint(&record.plan)?) else { return Ok(()) };
     let name = record.name();
-    match record
-        .saved
-        .as_ref()
-        .map(|then| Ok(difference(then, &driver.fingerprint(&record.plan)?)))
-        .transpose()?
-        .flatten()
-    {
-        None => Ok(()),
-        Some(change) => Err(Error::refused(format!("guest '{name}' cannot go on: {change}")).hint(from_disk(name))),
-    }
+    Err(Error::refused(format!("guest '{name}' cannot go on: {change}")).hint(from_disk(name)))
 }
 
 /// How a guest is had back whose memory is of no use.

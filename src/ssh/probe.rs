@@ -205,7 +205,7 @@ impl Prober {
 
     /// Gives up all but the first when one is in the guest.
     fn see_what_is_taken(&mut self, now: Instant) {
-        if self.open.iter().any(|attempt| attempt.taken) {
+        if self.open.iter().any(|attempt| attempt.taken) || !self.open.iter().any(|attempt| attempt.greeted) {
             return;
         }
         let table = self.addr.ip().is_loopback().then(|| taken::Table::read(self.addr));

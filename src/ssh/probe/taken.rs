@@ -27,14 +27,11 @@ impl Table {
     pub(super) fn is_taken(&self, stream: &TcpStream) -> bool {
         let (Ok(ours), Ok(theirs)) = (stream.local_addr(), stream.peer_addr()) else { return false };
         let (ours, theirs) = (written(ours), written(theirs));
-        self.0.lines().any(|line| {
-            let mut words = line.split_ascii_whitespace().skip(1);
-            let is_it = words.next() == Some(&theirs) && words.next() == Some(&ours);
-            is_it
-                && words
-                    .nth(1)
-                    .and_then(|queues| queues.split_once(':'))
-                    .is_some_and(|(_, unread)| unread == "00000000")
+        // sl local_address rem_address st tx_queue:rx_queue …
+        let mut lines = self.0.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        lines.any(|words| match words[..] {
+            [_, local, remote, _, queues, ..] => local == theirs && remote == ours && queues.ends_with(":00000000"),
+            _ => false,
         })
     }
 }
