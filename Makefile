@@ -30,10 +30,10 @@ check: ## formatting, lints, architecture, documentation
 	$(CARGO) test --locked --test architecture --quiet
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
 
-# By cargo-nextest where it is there (.config/nextest.toml says what is heavy), else by cargo itself. A test may take a
-# thread for each processor and 2 GiB of memory that are there; a guest takes two of them.
+# By cargo-nextest where it is there (.config/nextest.toml says what is heavy), else by cargo itself. Three tests keep two
+# processors busy, for each waits at times; each may need 2 GiB of memory.
 ifneq (,$(shell command -v cargo-nextest))
-THREADS = $(shell awk -v cpus="$$(nproc)" '/MemAvailable/ { n = int($$2 / 2097152); n = n < cpus ? n : cpus; print n < 1 ? 1 : n }' /proc/meminfo)
+THREADS = $(shell awk -v cpus="$$(nproc)" '/MemAvailable/ { n = int($$2 / 2097152); most = int(cpus * 3 / 2); n = n < most ? n : most; print n < 1 ? 1 : n }' /proc/meminfo)
 RUN_TESTS = $(CARGO) nextest run --locked --test-threads $(THREADS)
 else
 RUN_TESTS = $(CARGO) test --locked

@@ -10,7 +10,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use support::{
-    Home, LONG, Mirror, SMALL, WARM, image, in_guest, names, os_release, run, sha256, text, wait_for, write,
+    Home, LONG, Mirror, SMALL, SOLO, WARM, image, in_guest, names, os_release, run, sha256, text, tiny, wait_for, write,
 };
 
 /// A signed stream → sync → create → wait → ssh → stop → start → destroy.
@@ -45,12 +45,11 @@ fn a_boot_from_a_signed_stream_and_back() {
         once.to_str().unwrap(),
     ];
     home.ok(["create", "web", &filter].into_iter().chain(SMALL).chain(extra));
-    home.ok(["create", "other", &filter].into_iter().chain(SMALL));
+    home.ok(["create", "other", "--no-start", &filter].into_iter().chain(SMALL));
     home.ok(["wait", "web", "--timeout", "20m"]);
 
     identity_and_first_boot(&home, free);
     seed_is_valid_to_cloud_init(&home);
-    home.ok(["wait", "other", "--timeout", "20m"]);
     guests_of_one_image_differ(&home);
 
     home.ok(["destroy", "web", "other"]);
@@ -58,30 +57,6 @@ fn a_boot_from_a_signed_stream_and_back() {
     home.assert_nothing_left();
     assert!(std::net::TcpListener::bind(("127.0.0.1", free)).is_ok(), "the forwarded port is still taken");
     assert_eq!(blob.file_name().unwrap().to_str().unwrap(), sha256(&blob), "guests changed the image");
-}
-
-/// The power button, and a start from the disk: for a clone, the first boot of its own.
-#[test]
-fn a_clone_that_was_stopped_starts_again() {
-    let home = Home::with_key().warm();
-    write(&home.path("once.sh"), "#!/bin/sh\necho once >>/var/lib/from-script\n");
-    let once = home.path("once.sh");
-    let args = ["create", "web", "--wait", "--timeout", "20m", "--run-script-once", once.to_str().unwrap()];
-    home.ok(args.into_iter().chain(["--image", image().to_str().unwrap()]).chain(WARM));
-    let before = in_guest(&home, "web", "cat /proc/sys/kernel/random/boot_id");
-    home.ok(["stop", "web"]);
-    assert_eq!(state(&home, "web"), "stopped");
-    home.fails(1, ["wait", "web", "--timeout", "20m"]);
-    home.ok(["start", "web"]);
-    home.ok(["start", "web"]);
-    home.ok(["wait", "web", "--timeout", "20m"]);
-    assert_ne!(in_guest(&home, "web", "cat /proc/sys/kernel/random/boot_id"), before);
-    assert_eq!(in_guest(&home, "web", "cat /var/lib/from-script"), "once\n", "a script runs once, not once a boot");
-
-    let rest = in_guest(&home, "web", "hostname; ls -d /run/virga /etc/systemd/network/*virga* 2>/dev/null || true");
-    assert_eq!(rest, "web\n", "something of the renewal came back");
-    home.ok(["destroy", "web"]);
-    home.assert_nothing_left();
 }
 
 fn state(home: &Home, name: &str) -> String {
@@ -122,13 +97,27 @@ fn identity_and_first_boot(home: &Home, port: u16) {
     assert!(local.starts_with("127.0.0.1:"), "the port is open to others: {listening}");
 }
 
+/// What makes a guest someone in particular: the one that runs has it from its record, and no two records share any.
 fn guests_of_one_image_differ(home: &Home) {
-    let ask = "cat /etc/machine-id /sys/class/net/e*/address /var/lib/cloud/data/instance-id; \
+    let [web, other] = ["web", "other"].map(|name| {
+        let record = std::fs::read(home.state().join("guests").join(name).join("guest.json")).unwrap();
+        let plan = serde_json::from_slice::<serde_json::Value>(&record).unwrap()["plan"].take();
+        let keys = plan["host_keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().split(' ').nth(1));
+        let keys = keys.map(|key| key.unwrap().to_owned());
+        ["/id", "/nics/0/mac"]
+            .map(|at| plan.pointer(at).unwrap().as_str().unwrap().to_owned())
+            .into_iter()
+            .chain(keys)
+            .collect::<Vec<_>>()
+    });
+    assert_eq!((web.len(), other.len()), (4, 4));
+    assert_eq!(web.iter().find(|one| other.contains(one)), None, "two guests share it");
+    let ask = "cat /var/lib/cloud/data/instance-id /sys/class/net/e*/address; \
                for kind in ed25519 ecdsa; do sudo cut -d' ' -f2 /etc/ssh/ssh_host_${kind}_key.pub; done";
-    let answers = ["web", "other"].map(|name| in_guest(home, name, ask));
-    let [web, other] = answers.each_ref().map(|answer| answer.lines().collect::<Vec<_>>());
-    assert!(web.len() >= 5 && web.len() == other.len(), "{web:?} {other:?}");
-    assert_eq!(web.iter().find(|line| other.contains(line)), None, "two guests share it");
+    assert_eq!(in_guest(home, "web", ask).lines().collect::<Vec<_>>(), web, "it is not who its record says");
+    let machine = in_guest(home, "web", "cat /etc/machine-id; sudo cat /sys/class/dmi/id/product_uuid");
+    let (id, uuid) = machine.split_once('\n').unwrap();
+    assert!(id.len() == 32 && web[0].contains(uuid.trim()), "{machine}");
 }
 
 /// cloud-init's own verdict on what we wrote, in the guest that read it.
@@ -184,19 +173,17 @@ fn a_failing_guest_is_explained() {
 }
 
 /// Nobody's key is there: virga makes its own, says so, and gets in with it.
-/// The user's own user-data names another user and keeps working.
 #[test]
 fn a_user_without_keys_gets_in() {
-    let home = Home::new().warm();
-    let image = image().to_str().unwrap();
-    write(&home.path("ud"), "#cloud-config\nhostname: elsewhere\nruncmd:\n- [touch, /ran]\n");
+    let home = Home::new();
+    write(&home.path("ud"), "#cloud-config\nruncmd:\n- [touch, /ran]\n");
     let ud = home.path("ud");
-    let args = ["create", "solo", "--image", image, "--user-data", ud.to_str().unwrap(), "--wait", "--timeout", "20m"];
-    let output = home.output(args.into_iter().chain(WARM));
+    let args = ["create", "solo", "--image", tiny().to_str().unwrap(), "--user-data", ud.to_str().unwrap(), "--wait"];
+    let output = home.output(args.into_iter().chain(["--timeout", "20m"]).chain(SOLO));
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     assert!(stderr.contains("key"), "it does not say that it made a key: {stderr}");
-    assert_eq!(in_guest(&home, "solo", "hostname; ls /ran"), "elsewhere\n/ran\n");
+    assert_eq!(in_guest(&home, "solo", "hostname; ls /ran"), "solo\n/ran\n");
     home.ok(["destroy", "solo"]);
     home.assert_nothing_left();
 }

@@ -168,7 +168,8 @@ fn a_copy_is_another_machine_and_a_renamed_guest_the_same(#[case] driver: &[&str
     let name = |what: &str| format!("vm-{what}-{}", driver[1]);
     let (one, two, uno) = (name("one"), name("two"), name("uno"));
     let (one, two, uno) = (one.as_str(), two.as_str(), uno.as_str());
-    // One real cloud-init is enough: what the seed of a copy says is the same for every driver.
+    // One real cloud-init is enough: what the seed of a copy says is the same for every driver. What it makes of another
+    // name, tests/warm.rs shows.
     let image = if driver == QEMU { image() } else { tiny() };
     home.ok(["create", one, "--image", image.to_str().unwrap()].iter().chain(machine).chain(driver));
     home.ok(["wait", one, "--timeout", "20m"]);
@@ -186,8 +187,7 @@ fn a_copy_is_another_machine_and_a_renamed_guest_the_same(#[case] driver: &[&str
     home.ok(["resize", uno, "--disk", "9"]);
     home.fails(3, ["rename", one, uno]);
     assert_eq!(names(&home.state().join("guests")), [two, uno]);
-    home.ok(["start", two, uno]);
-
+    home.ok(["start", two]);
     let copy = answers(&home, two);
     assert_eq!(copy[0], two);
     for (number, what) in ["host name", "machine-id", "instance-id", "address", "host key"].iter().enumerate() {
@@ -195,10 +195,13 @@ fn a_copy_is_another_machine_and_a_renamed_guest_the_same(#[case] driver: &[&str
     }
     // The rest is as it was: one name in /etc/hosts, one instance, which is its own, and the content.
     assert_eq!(copy[5..], ["1", &copy[2], "content", &before[8]]);
-    let same = answers(&home, uno);
-    assert_eq!(same[0], uno, "the host name does not follow");
-    assert_eq!(same[1..5], before[1..5]);
-    assert_eq!((same[7].as_str(), same[8].as_str()), ("content", "9663676416"));
+    if driver != QEMU {
+        home.ok(["start", uno]);
+        let same = answers(&home, uno);
+        assert_eq!(same[0], uno, "the host name does not follow");
+        assert_eq!(same[1..5], before[1..5]);
+        assert_eq!((same[7].as_str(), same[8].as_str()), ("content", "9663676416"));
+    }
 
     // A copy stands without the original, on the same image.
     home.ok(["destroy", uno]);

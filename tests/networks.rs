@@ -36,7 +36,7 @@ fn guests_are_found_on_bridges_and_networks_by_both_families() {
         home.ok(args.iter().chain(&SOLO).chain(more));
     };
     let mac = "52:54:00:77:00:01";
-    create("direct", image(), &["--network", "bridge=br7", "--network", "user", "--mac", mac]);
+    create("direct", tiny(), &["--network", "bridge=br7", "--network", "user", "--mac", mac]);
     // One that says nothing by itself: its host asks where it is, and libvirt names it only in between.
     create("kept", tiny(), &["--driver", "libvirt", "--network", "bridge=br7"]);
     create("six", image(), &["--driver", "libvirt", "--network", "network=six"]);

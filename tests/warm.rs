@@ -20,7 +20,7 @@ hostname
 cat /etc/machine-id /proc/sys/kernel/random/boot_id
 cat /var/lib/cloud/data/instance-id
 cat /sys/class/net/e*/address
-cut -d" " -f2 /etc/ssh/ssh_host_ed25519_key.pub
+sudo cut -d" " -f2 /etc/ssh/ssh_host_ed25519_key.pub
 rm -f /tmp/k; ssh-keygen -q -t ed25519 -N "" -f /tmp/k; cut -d" " -f2 /tmp/k.pub
 date +%s.%N
 sudo python3 -c '
@@ -50,9 +50,9 @@ struct Clone {
     drawn: String,
 }
 
-fn warm(home: &Home, name: &str) -> String {
+fn warm(home: &Home, name: &str, more: &[&str]) -> String {
     let args = ["-v", "create", name, "--warm", "--image", image().to_str().unwrap()];
-    let output = home.output(args.into_iter().chain(SMALL));
+    let output = home.output(args.iter().chain(&SMALL).chain(more));
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     stderr
@@ -87,20 +87,26 @@ fn clones_are_machines_of_their_own_and_bad_templates_are_refused() {
     let id = folder.file_name().unwrap().to_str().unwrap().to_owned();
     let before = files(&folder);
 
-    let clones: Vec<Clone> = ["one", "two", "three", "four", "five"].map(|name| clone_of(&home, name)).into();
+    write(&home.path("once.sh"), "#!/bin/sh\necho once >>/var/lib/from-script\n");
+    let once = home.path("once.sh");
+    let more = |name: &str| if name == "three" { vec!["--run-script-once", once.to_str().unwrap()] } else { vec![] };
+    let clones: Vec<Clone> =
+        ["one", "two", "three", "four", "five"].map(|name| clone_of(&home, name, &more(name))).into();
     all_differ(&clones);
     assert_eq!(files(&folder), before, "a clone changed the template");
     home.ok(["destroy", "one"]);
     home.ok(["stop", "three"]);
+    home.fails(1, ["wait", "three", "--timeout", "20m"]);
     assert_eq!(in_guest(&home, "two", "hostname"), "two\n");
-    started_again(&home, "three", &clones[2]);
+    home.ok(["rename", "three", "drei"]);
+    started_again(&home, "drei", &clones[2]);
     for (name, clone) in [("four", &clones[3]), ("five", &clones[4])] {
         assert_eq!(in_guest(&home, name, "cat /etc/machine-id").trim(), clone.answers[1], "{name}");
     }
     let error = home.fails(1, ["template", "remove", &id]);
     assert!(error.contains("five"), "its clones are not named: {error}");
     saved_and_restored(&home);
-    home.ok(["destroy", "two", "three", "four", "five"]);
+    home.ok(["destroy", "two", "drei", "four", "five"]);
 
     user_data_runs_in_a_clone(&home);
     damaged_files_are_refused(&home, &folder);
@@ -146,13 +152,13 @@ fn wrapped(home: &Home, first: &str) -> String {
     format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap())
 }
 
-fn clone_of(home: &Home, name: &str) -> Clone {
-    let said = warm(home, name);
+fn clone_of(home: &Home, name: &str, more: &[&str]) -> Clone {
+    let said = warm(home, name, more);
     let drawn = said.split("drawn=\"").nth(1).unwrap_or_else(|| panic!("no warm start: {said}"));
     home.ok(["wait", name, "--timeout", "20m"]);
     clock_is_right(home, name);
     let answers: Vec<String> = in_guest(home, name, QUESTIONS).lines().map(str::to_owned).collect();
-    assert_eq!(answers[0], name);
+    assert_eq!((answers.len(), answers[0].as_str()), (9, name), "{answers:?}");
     Clone { answers, vmgenid: vmgenid(home, name), drawn: drawn.split('"').next().unwrap().to_owned() }
 }
 
@@ -182,16 +188,20 @@ fn meet(a: (u32, u32), b: (u32, u32)) -> bool {
     within(a.0, b) || within(b.0, a)
 }
 
-/// A clone boots from its disk as the machine that it became, and cloud-init finds nothing to do anew.
+/// A clone boots from its disk as the machine that it became, under the name that it was given since: the first boot of
+/// its own, in which cloud-init finds nothing to do anew.
 fn started_again(home: &Home, name: &str, before: &Clone) {
+    home.ok(["start", name]);
     home.ok(["start", name]);
     home.ok(["wait", name, "--timeout", "20m"]);
     let ask = "hostname; cat /etc/machine-id /var/lib/cloud/data/instance-id /sys/class/net/e*/address; \
-               cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub; cat /proc/sys/kernel/random/boot_id";
+               sudo cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub; cat /var/lib/from-script; \
+               cat /proc/sys/kernel/random/boot_id; ls -d /run/virga /etc/systemd/network/*virga* 2>/dev/null || true";
     let answers = in_guest(home, name, ask);
-    let [host, machine, instance, mac, key, boot] = answers.lines().collect::<Vec<_>>().try_into().unwrap();
+    let [host, machine, instance, mac, key, script, boot] = answers.lines().collect::<Vec<_>>().try_into().unwrap();
     let was = &before.answers;
-    assert_eq!([host, machine, instance, mac, key], [&was[0], &was[1], &was[3], &was[4], &was[5]]);
+    assert_eq!([host, machine, instance, mac, key], [name, &was[1], &was[3], &was[4], &was[5]]);
+    assert_eq!(script, "once", "a script runs once, not once a boot");
     assert_ne!(boot, was[2], "it did not boot");
 }
 
@@ -225,14 +235,15 @@ fn saved_and_restored(home: &Home) {
 }
 
 fn user_data_runs_in_a_clone(home: &Home) {
-    write(&home.path("ud"), "#cloud-config\nwrite_files:\n- path: /etc/mine\n  content: here\n");
+    let document = "#cloud-config\nhostname: elsewhere\nwrite_files:\n- path: /etc/mine\n  content: here\n";
+    write(&home.path("ud"), document);
     write(&home.path("late"), "#cloud-config\nbootcmd: [[touch, /early]]\n");
     let ud = home.path("ud");
     let more = ["--user-data", ud.to_str().unwrap(), "--wait", "--timeout", "20m"];
     let args = ["-v", "create", "data", "--warm", "--image", image().to_str().unwrap()];
     let output = home.output(args.into_iter().chain(SMALL).chain(more));
     assert!(text(&output.stderr).contains("renewed") && output.status.success(), "{}", text(&output.stderr));
-    assert_eq!(in_guest(home, "data", "hostname; cat /etc/mine"), "data\nhere");
+    assert_eq!(in_guest(home, "data", "hostname; cat /etc/mine"), "elsewhere\nhere");
     home.ok(["destroy", "data"]);
     let late = home.path("late");
     let args =
@@ -244,7 +255,7 @@ fn user_data_runs_in_a_clone(home: &Home) {
 
 /// A start that must be a cold one, and says why.
 fn cold(home: &Home, why: &str) {
-    let said = warm(home, "cold");
+    let said = warm(home, "cold", &[]);
     assert!(!said.contains("renewed") && said.contains(why), "{said}");
     home.ok(["destroy", "cold"]);
 }

@@ -513,19 +513,23 @@ fn now() -> f64 {
 /// The guest's clock is within a second of ours.
 #[track_caller]
 pub fn clock_is_right(home: &Home, name: &str) {
-    told_by_a_right_clock(home, name, "true");
+    let mut session =
+        home.virga(["ssh", name, "--", &telling("true")]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    told(session.stdin.take().unwrap(), session.stdout.take().unwrap());
+    session.wait().unwrap();
 }
 
-/// What a command says in a guest whose clock is within a second of ours. That is asked over a session that stands
-/// already: an answer that took long proves nothing and is asked for again; no answer of a clock that is further off can
-/// pass, and none of a clock that is right can fail.
+/// A shell's words that say what the command says, and then what time it is, each time that they are asked.
+pub fn telling(command: &str) -> String {
+    format!("{command}; echo; while read -r _; do date +%s.%N; done")
+}
+
+/// What [`telling`] tells at the other side, whose clock must be within a second of ours. That is asked over a session
+/// that stands already: an answer that took long proves nothing and is asked for again; no answer of a clock that is
+/// further off can pass, and none of a clock that is right can fail.
 #[track_caller]
-pub fn told_by_a_right_clock(home: &Home, name: &str, command: &str) -> String {
-    let ask = format!("{command}; echo; while read -r _; do date +%s.%N; done");
-    let mut session =
-        home.virga(["ssh", name, "--", &ask]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut questions = session.stdin.take().unwrap();
-    let mut said = std::io::BufReader::new(session.stdout.take().unwrap()).lines().map(Result::unwrap);
+pub fn told(mut questions: impl std::io::Write, answers: impl std::io::Read) -> String {
+    let mut said = std::io::BufReader::new(answers).lines().map(Result::unwrap);
     let told = said.by_ref().take_while(|line| !line.is_empty()).map(|line| line + "\n").collect();
     let begun = Instant::now();
     let off = loop {
@@ -541,10 +545,8 @@ pub fn told_by_a_right_clock(home: &Home, name: &str, command: &str) -> String {
         if most < -1.0 || least > 1.0 {
             break Some((least, most));
         }
-        assert!(begun.elapsed() < LONG, "the clock of {name} cannot be measured: between {least} and {most}");
+        assert!(begun.elapsed() < LONG, "the clock cannot be measured: between {least} and {most}");
     };
-    drop(questions);
-    session.wait().unwrap();
-    assert_eq!(off, None, "the clock of {name} is off, by seconds");
+    assert_eq!(off, None, "the clock is off, by seconds");
     told
 }
