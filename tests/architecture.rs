@@ -104,6 +104,14 @@ fn files_stay_short() {
     }
 }
 
+/// The tests run on one kind of build: what only the other has would not even be compiled before a user does it.
+#[test]
+fn every_build_has_the_same_code() {
+    for (path, text) in all() {
+        assert!(!text.contains("#[cfg(debug_assertions)]") && !text.contains("(not(debug_assertions)"), "{path}");
+    }
+}
+
 #[test]
 fn only_the_probe_and_libvirts_raw_calls_are_unsafe() {
     const UNSAFE: [&str; 3] = ["src/driver/kvm.rs", "src/driver/libvirt/library.rs", "src/driver/libvirt/raw.rs"];
