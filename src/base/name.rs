@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
 
+mod arch;
 mod backend;
 mod guest_path;
 mod session;
 mod snapshot;
 
+pub use arch::{Arch, arch_name, arch_names, is_arch};
 pub use backend::BackendName;
 pub use guest_path::GuestPath;
 pub use session::SessionId;
@@ -350,53 +352,6 @@ impl From<RelPath> for String {
 impl fmt::Display for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
-    }
-}
-
-/// A processor architecture, under the names that Debian, Ubuntu and the
-/// streams use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Arch {
-    /// x86-64.
-    Amd64,
-    /// 64-bit Arm.
-    Arm64,
-}
-
-impl Arch {
-    /// The architecture that this program was built for.
-    #[must_use]
-    pub fn host() -> Self {
-        if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::Amd64 }
-    }
-
-    /// The stream's name of it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::Amd64 => "amd64",
-            Arch::Arm64 => "arm64",
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Arch {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "amd64" | "x86_64" => Ok(Arch::Amd64),
-            "arm64" | "aarch64" => Ok(Arch::Arm64),
-            _ => Err(Error::usage(format!("{} is not an architecture that virga knows", quoted(text)))
-                .hint("known architectures: amd64, arm64")),
-        }
     }
 }
 

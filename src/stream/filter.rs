@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use regex::Regex;
 
-use crate::base::name::quoted;
+use crate::base::name::{arch_name, arch_names, is_arch, quoted};
 use crate::base::{Error, Result};
 
 /// One condition on the flattened keys of an item. A key that is missing
@@ -20,6 +20,8 @@ pub struct Filter {
     test: Test,
     /// `!=` and `!~`.
     negated: bool,
+    /// Nobody wrote it: it is a default.
+    assumed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -31,18 +33,8 @@ enum Test {
     Named(String),
 }
 
-/// Architectures as streams write them; other spellings in front.
-const ARCHITECTURES: [(&str, &str); 9] = [
-    ("x86_64", "amd64"),
-    ("amd64", "amd64"),
-    ("aarch64", "arm64"),
-    ("arm64", "arm64"),
-    ("armhf", "armhf"),
-    ("i386", "i386"),
-    ("ppc64el", "ppc64el"),
-    ("riscv64", "riscv64"),
-    ("s390x", "s390x"),
-];
+/// The keys whose values are architectures, which go by several names.
+const ARCH: [&str; 2] = ["arch", "architecture"];
 
 impl Filter {
     /// The key that it looks at.
@@ -51,11 +43,20 @@ impl Filter {
         &self.key
     }
 
-    /// Whether the value of its key passes.
+    /// Whether nobody wrote it: see [`Filters::with_defaults`].
+    #[must_use]
+    pub fn is_assumed(&self) -> bool {
+        self.assumed
+    }
+
+    /// Whether the value of its key passes. An architecture passes under any of its names.
     #[must_use]
     pub fn accepts(&self, value: &str) -> bool {
+        let is_arch = ARCH.contains(&self.key.as_str());
         let holds = match &self.test {
+            Test::Equals(wanted) if is_arch => arch_name(wanted) == arch_name(value),
             Test::Equals(wanted) => wanted == value,
+            Test::Found(pattern) if is_arch => arch_names(value).any(|name| pattern.is_match(name)),
             Test::Found(pattern) => pattern.is_match(value),
             Test::Named(name) => value.split(',').any(|alias| alias.trim() == name),
         };
@@ -92,11 +93,9 @@ impl Filter {
         if !text.split('/').all(plain) {
             return None;
         }
-        let filter = |key: &str, test: Test| Filter { key: key.into(), test, negated: false };
-        let split = text.rsplit_once('/').and_then(|(name, last)| {
-            let (_, arch) = ARCHITECTURES.iter().find(|(spelled, _)| *spelled == last)?;
-            Some((name, filter("arch", Test::Equals((*arch).into()))))
-        });
+        let filter = |key: &str, test: Test| Filter { key: key.into(), test, negated: false, assumed: false };
+        let split = text.rsplit_once('/').filter(|(_, last)| is_arch(last));
+        let split = split.map(|(name, last)| (name, filter("arch", Test::Equals(arch_name(last).into()))));
         Some(match split {
             Some((name, arch)) => vec![filter("aliases", Test::Named(name.into())), arch],
             None => vec![filter("aliases", Test::Named(text.into()))],
@@ -133,7 +132,7 @@ impl FromStr for Filter {
                     .hint("look-around and back-references are not supported: use two filters")
             })?)
         };
-        Ok(Filter { key: key.to_owned(), test, negated })
+        Ok(Filter { key: key.to_owned(), test, negated, assumed: false })
     }
 }
 
@@ -194,13 +193,19 @@ impl Filters {
     }
 
     /// These filters, and those of `defaults` whose key none of these looks
-    /// at: who asks for `ftype=squashfs` is not to get disk images only.
+    /// at: who asks for `ftype=squashfs` is not to get disk images only. What is added counts as assumed.
     #[must_use]
     pub fn with_defaults(mut self, defaults: &Filters) -> Self {
         let more = defaults.0.iter().filter(|filter| !self.names(&filter.key)).cloned();
-        let more: Vec<Filter> = more.collect();
+        let more: Vec<Filter> = more.map(|filter| Filter { assumed: true, ..filter }).collect();
         self.0.extend(more);
         self
+    }
+
+    /// One of these alone.
+    #[must_use]
+    pub fn only(&self, number: usize) -> Filters {
+        Filters(vec![self.0[number].clone()])
     }
 
     /// Whether there is none.
@@ -329,11 +334,37 @@ mod tests {
     }
 
     #[test]
+    fn an_architecture_is_the_same_under_each_of_its_names() {
+        for (one, other) in [("x86_64", "amd64"), ("aarch64", "arm64"), ("ppc64le", "ppc64el"), ("i686", "i386")] {
+            for (name, value) in [(one, other), (other, one), (one, one)] {
+                for (filter, expected) in [
+                    (format!("arch={name}"), true),
+                    (format!("arch!={name}"), false),
+                    (format!("arch~^{name}$"), true),
+                    (format!("arch~^(riscv64|{name})$"), true),
+                    (format!("arch!~{name}"), false),
+                    (format!("architecture={name}"), true),
+                    // Of other keys nobody knows that they are architectures.
+                    (format!("label={name}"), name == value),
+                ] {
+                    let keys = [("arch", value), ("architecture", value), ("label", value)];
+                    assert_eq!(passes(&filter, &keys), expected, "{filter} on {value}");
+                }
+            }
+        }
+        assert!(passes("noble/i686", &[("release", "noble"), ("arch", "i386")]));
+        assert!(!passes("arch=x86_64", &[("arch", "arm64")]) && !passes("arch=x86_64", &[]));
+        assert!(!passes("arch~^arm64$", &[("arch", "armhf")]) && passes("arch=vax", &[("arch", "vax")]));
+    }
+
+    #[test]
     fn defaults_give_way_to_what_is_asked_for() {
         let defaults = Filters::parse(&["datatype=image-downloads", "ftype=disk1.img"]).unwrap();
         let asked = |text: &str| Filters::parse(&[text]).unwrap().with_defaults(&defaults).to_string();
         assert_eq!(asked("ftype=squashfs"), "ftype=squashfs datatype=image-downloads");
         assert_eq!(asked("noble"), "noble datatype=image-downloads ftype=disk1.img");
+        let filters = Filters::parse(&["noble"]).unwrap().with_defaults(&defaults);
+        assert_eq!(filters.0.iter().map(Filter::is_assumed).collect::<Vec<_>>(), [false, true, true]);
     }
 
     #[test]

@@ -40,7 +40,7 @@ use super::filter::Filters;
 use super::product::Item;
 use super::wrong_name;
 use crate::base::lock::{FileLock, Mode};
-use crate::base::name::quoted;
+use crate::base::name::{arch_name, quoted};
 use crate::base::plan::DiskFormat;
 use crate::base::undo::Undo;
 use crate::base::{ByteSize, Error, Kind, RelPath, Result, fs};
@@ -407,6 +407,7 @@ fn check_fixed(product: Option<&Map<String, Value>>, name: &str, request: &AddRe
         let new = request.attributes.get(key).map(String::as_str);
         if let (Some(old), Some(new)) = (old, new)
             && old != new
+            && !(key == "arch" && arch_name(old) == arch_name(new))
         {
             let message = format!("the product {} has {key} {}, not {}", quoted(name), quoted(old), quoted(new));
             return Err(Error::usage(message).hint("give another product name"));

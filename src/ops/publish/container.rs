@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::AddRequest;
-use crate::base::name::quoted;
+use crate::base::name::{arch_name, quoted};
 use crate::base::{Arch, Context as _, Error, Result};
 use crate::rootfs::{self, Format, Limits, Metadata, NewMetadata};
 
@@ -89,7 +89,7 @@ fn given(path: &Path, keys: &mut BTreeMap<String, String>) -> Result<PathBuf> {
     let said = quoted(&metadata.architecture);
     let arch = rootfs::stream_arch(&metadata.architecture)
         .ok_or_else(|| Error::usage(format!("the metadata is of the architecture {said}, which no stream has")))?;
-    if let Some(key) = keys.get("arch").filter(|key| *key != arch) {
+    if let Some(key) = keys.get("arch").filter(|key| arch_name(key) != arch) {
         return Err(Error::usage(format!("the metadata is of the architecture {said}, not {}", quoted(key)))
             .hint("give the metadata that belongs to this root file system"));
     }
@@ -109,7 +109,7 @@ fn given(path: &Path, keys: &mut BTreeMap<String, String>) -> Result<PathBuf> {
 /// [`crate::base::Kind::Usage`] for an architecture that containers do not have.
 pub(in crate::ops) fn made(date: i64, keys: &mut BTreeMap<String, String>) -> Result<NamedTempFile> {
     let arch = keys.entry("arch".into()).or_insert_with(|| Arch::host().to_string()).clone();
-    let architecture = rootfs::incus_arch(&arch)
+    let architecture = rootfs::incus_arch(arch_name(&arch))
         .ok_or_else(|| Error::usage(format!("there are no containers of the architecture {}", quoted(&arch))))?;
     let place = ["content_id", "product_name", "version_name", "ftype"];
     let about = |key: &str| !OF_STREAM.contains(&key) && !place.contains(&key);

@@ -8,7 +8,7 @@ use super::metadata::Store;
 use super::{POOL, libvirt, sync};
 use crate::base::cmd::{self, Cmd};
 use crate::base::lock::Mode;
-use crate::base::name::quoted;
+use crate::base::name::{arch_name, quoted};
 use crate::base::plan::DiskFormat;
 use crate::base::{Arch, Context as _, Error, Kind, Result, fs};
 use crate::disk;
@@ -93,7 +93,7 @@ fn of_pool(env: Env<'_>, libvirt: &Uvtool, wish: &Wish) -> Result<InPlace> {
     if matching.len() > 1 && !parsed.names("arch") {
         // Who says nothing of it means what runs here.
         let arch = wish.arch.unwrap_or_else(Arch::host).name();
-        matching.retain(|(image, _)| image.key("arch") == arch);
+        matching.retain(|(image, _)| arch_name(image.key("arch")) == arch);
     }
     let shown: Vec<String> = filters.iter().map(|filter| quoted(filter)).collect();
     let shown = format!("[{}]", shown.join(", "));
@@ -108,7 +108,8 @@ fn of_pool(env: Env<'_>, libvirt: &Uvtool, wish: &Wish) -> Result<InPlace> {
     let arch = match (wish.arch, image.key("arch")) {
         (Some(arch), _) => arch,
         // What boots on the machine that we make for it.
-        (None, "" | "i386") => Arch::host(),
+        (None, "") => Arch::host(),
+        (None, name) if arch_name(name) == "i386" => Arch::host(),
         (None, _) if wish.template.is_some() => image.key("arch").parse().unwrap_or_else(|_| Arch::host()),
         (None, name) => name.parse()?,
     };
