@@ -6,12 +6,15 @@
 #![allow(clippy::disallowed_methods, reason = "this is the place that the rule sends others to")]
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcetera::BaseStrategy as _;
+use rustix::fs::Access;
 use serde::Deserialize;
 
+use crate::base::address::{shown, without_secrets};
 use crate::base::plan::{Accel, DriverChoice, DriverKind};
 use crate::base::{ByteSize, Context as _, Error, Kind, Layout, Result, fs};
 
@@ -41,6 +44,8 @@ pub const LXD_CONF: &str = "LXD_CONF";
 pub const VIRGA_LXC_PATH: &str = "VIRGA_LXC_PATH";
 /// What uvtool's commands keep beside libvirt. Default: `/var/lib/uvtool/libvirt`.
 pub const VIRGA_UVTOOL_HOME: &str = "VIRGA_UVTOOL_HOME";
+/// A file with logins for servers, in place of `~/.netrc`.
+pub const NETRC: &str = "NETRC";
 /// The SSH agent's socket, set by the agent.
 pub const SSH_AUTH_SOCK: &str = "SSH_AUTH_SOCK";
 
@@ -106,6 +111,15 @@ pub struct Uvtool {
     pub connect: String,
 }
 
+/// The file with the user's logins.
+#[derive(Clone, Debug)]
+pub struct Netrc {
+    /// Where it is, or would be.
+    pub path: PathBuf,
+    /// Whether [`NETRC`] names it.
+    pub named: bool,
+}
+
 /// Validated settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -115,6 +129,12 @@ pub struct Settings {
     pub stream_dirs: Vec<PathBuf>,
     /// The user's home folder, if there is one.
     pub user_home: Option<PathBuf>,
+    /// The user's logins for servers.
+    pub netrc: Option<Netrc>,
+    /// What is wrong with the proxy for each of these schemes of URLs.
+    pub wrong_proxies: Vec<(&'static str, String)>,
+    /// What of the environment is passed over, and what is used in its place.
+    pub notes: Vec<String>,
     /// The SSH agent's socket, if one is announced.
     pub agent_socket: Option<PathBuf>,
     /// The daemon to talk to, where one is named.
@@ -142,10 +162,14 @@ pub struct Settings {
 /// # Errors
 /// [`Kind::Usage`] for a file or variable that makes no sense, naming it.
 pub fn load() -> Result<Settings> {
-    let user_home = variable("HOME").map(PathBuf::from);
+    let mut notes = Vec::new();
+    let user_home = user_home(&mut notes);
     let root = rustix::process::geteuid().is_root();
     let base = etcetera::base_strategy::choose_base_strategy().ok();
-    let config_dirs = config_dirs(base.as_ref().map(|base| base.config_dir()));
+    // One that lies in a home folder is of no more use than that.
+    let within = |dir: PathBuf, name| (user_home.is_some() || variable(name).is_some()).then_some(dir);
+    let user_config = base.as_ref().and_then(|base| within(base.config_dir(), "XDG_CONFIG_HOME"));
+    let config_dirs = config_dirs(user_config, &mut notes);
 
     let mut merged = Fragment::default();
     for file in config_files(&config_dirs) {
@@ -156,10 +180,14 @@ pub fn load() -> Result<Settings> {
         home: absolute(variable(VIRGA_UVTOOL_HOME).map_or_else(|| "/var/lib/uvtool/libvirt".into(), PathBuf::from))?,
         connect: connect.clone().unwrap_or_else(|| "qemu:///system".into()),
     };
+    let data = base.as_ref().and_then(|base| within(base.data_dir(), "XDG_DATA_HOME"));
     Ok(Settings {
-        layout: layout(root, base.as_ref().map(|base| base.data_dir()))?,
+        layout: layout(root, data, &mut notes)?,
         stream_dirs: config_dirs.iter().map(|dir| dir.join("streams")).collect(),
         incus_clients: incus_clients(user_home.as_deref()),
+        netrc: netrc(user_home.as_deref()),
+        wrong_proxies: wrong_proxies(),
+        notes,
         user_home,
         agent_socket: variable(SSH_AUTH_SOCK).map(PathBuf::from),
         connect: connect.or(text(LIBVIRT_DEFAULT_URI)?),
@@ -171,6 +199,43 @@ pub fn load() -> Result<Settings> {
         display: variable("DISPLAY").or_else(|| variable("WAYLAND_DISPLAY")).is_some(),
         defaults: defaults(merged)?,
     })
+}
+
+/// The home folder, unless this user may not enter it (su and sudo can leave that of another one): then nothing in it
+/// is looked for.
+fn user_home(notes: &mut Vec<String>) -> Option<PathBuf> {
+    let home = PathBuf::from(variable("HOME")?);
+    let barred = if home.is_absolute() { fs::barred(&home) } else { Some("it is not an absolute path".into()) };
+    let Some(barred) = barred else { return Some(home) };
+    notes.push(format!("HOME is '{}', and nothing there is used: {barred}", home.display()));
+    None
+}
+
+fn netrc(home: Option<&Path>) -> Option<Netrc> {
+    match (variable(NETRC), home) {
+        (Some(path), _) => Some(Netrc { path: path.into(), named: true }),
+        (None, Some(home)) => Some(Netrc { path: home.join(".netrc"), named: false }),
+        (None, None) => None,
+    }
+}
+
+/// Proxies of a kind that nobody speaks to: what is behind them would be asked for directly, which is not what was meant.
+fn wrong_proxies() -> Vec<(&'static str, String)> {
+    const KNOWN: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
+    let wrong = |(scheme, names): (&'static str, [&str; 4])| {
+        let (name, value) = names.into_iter().find_map(|name| Some((name, variable(name)?)))?;
+        let value = value.to_string_lossy().into_owned();
+        let (kind, _) = value.split_once("://")?;
+        let known = KNOWN.contains(&kind.to_ascii_lowercase().as_str());
+        (!known).then(|| (scheme, format!("{name} is '{}', a kind of proxy that virga does not know", shown(&value))))
+    };
+    [
+        ("http", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
+        ("https", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+    ]
+    .into_iter()
+    .filter_map(wrong)
+    .collect()
 }
 
 /// What Incus' and LXD's own clients go by.
@@ -203,9 +268,16 @@ pub fn log_filter() -> Option<String> {
     variable(VIRGA_LOG)?.into_string().ok()
 }
 
-fn config_dirs(user: Option<PathBuf>) -> Vec<PathBuf> {
+fn config_dirs(user: Option<PathBuf>, notes: &mut Vec<String>) -> Vec<PathBuf> {
     let mut dirs = vec![PathBuf::from("/etc/virga")];
     dirs.extend(user.map(|dir| dir.join("virga")));
+    dirs.retain(|dir| match fs::barred(dir) {
+        None => true,
+        Some(barred) => {
+            notes.push(format!("the configuration in '{}' is not used: {barred}", dir.display()));
+            false
+        }
+    });
     dirs
 }
 
@@ -219,26 +291,57 @@ fn config_files(dirs: &[PathBuf]) -> Vec<PathBuf> {
 fn fragment(file: &Path) -> Result<Fragment> {
     let text = fs::read_text(file, 1 << 20).map_err(|error| error.with_kind(Kind::Usage))?;
     toml::from_str(&text)
+        // It quotes the line, and that may hold a URL.
+        .map_err(|error| without_secrets(&error.to_string()))
         .map_err(|error| Error::usage(format!("the configuration file '{}' is wrong", file.display())).because(error))
 }
 
-fn layout(root: bool, data: Option<PathBuf>) -> Result<Layout> {
+fn layout(root: bool, data: Option<PathBuf>, notes: &mut Vec<String>) -> Result<Layout> {
     let home = match (variable(VIRGA_HOME), data) {
         (Some(home), _) => absolute(PathBuf::from(home))?,
         (None, _) if root => PathBuf::from("/var/lib/virga"),
         (None, Some(data)) => data.join("virga"),
         (None, None) => {
-            return Err(Error::usage("there is no home folder to keep the state in")
-                .hint(format!("set HOME, or {VIRGA_HOME} to a folder")));
+            let error = Error::usage("there is no home folder to keep the state in");
+            let error = notes.drain(..).fold(error, Error::hint);
+            return Err(
+                error.hint(format!("set HOME to your own, as 'su -' and 'sudo -H' do, or {VIRGA_HOME} to a folder"))
+            );
         }
     };
     let runtime = match (variable(VIRGA_RUNTIME_DIR), variable("XDG_RUNTIME_DIR")) {
         (Some(dir), _) => absolute(PathBuf::from(dir))?,
         (None, _) if root => PathBuf::from("/run/virga"),
-        (None, Some(dir)) => PathBuf::from(dir).join("virga"),
+        (None, Some(dir)) => match unfit(Path::new(&dir)) {
+            None => PathBuf::from(dir).join("virga"),
+            Some(why) => {
+                let (dir, instead) = (PathBuf::from(dir), home.join("run"));
+                notes.push(format!(
+                    "XDG_RUNTIME_DIR is '{}', which {why}: sockets go to '{}'",
+                    dir.display(),
+                    instead.display()
+                ));
+                instead
+            }
+        },
         (None, None) => home.join("run"),
     };
     Layout::new(home, runtime)
+}
+
+/// Why a folder is not this user's for sockets (XDG base directory specification, `XDG_RUNTIME_DIR`).
+fn unfit(dir: &Path) -> Option<&'static str> {
+    if !dir.is_absolute() {
+        return Some("is not an absolute path");
+    }
+    let Ok(found) = std::fs::metadata(dir) else { return Some("is not there") };
+    if !found.is_dir() {
+        return Some("is no folder");
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Some("belongs to another user");
+    }
+    rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).err().map(|_| "may not be written to")
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf> {
@@ -281,9 +384,37 @@ mod tests {
         assert_eq!((defaults.memory.0, defaults.cpus), (2 << 30, 3));
         assert_eq!(defaults.timeout, Duration::from_secs(60));
 
+        fs::write_atomic(&file, b"sorce = \"https://u:s3cret@h/\"\n", 0o644).unwrap();
+        let error = fragment(&file).unwrap_err();
+        assert!(
+            error.causes()[0].contains("https://h/") && !error.causes()[0].contains("s3cret"),
+            "{:?}",
+            error.causes()
+        );
         fs::write_atomic(&file, b"memroy = \"2G\"\n", 0o644).unwrap();
         let error = fragment(&file).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
         assert!(error.causes()[0].contains("memroy"));
+    }
+
+    #[test]
+    fn a_folder_for_sockets_is_ones_own_or_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write_new(&file, b"", 0o600).unwrap();
+        assert_eq!(unfit(folder.path()), None);
+        assert_eq!(unfit(Path::new("run/user/1000")), Some("is not an absolute path"));
+        assert_eq!(unfit(&folder.path().join("absent")), Some("is not there"));
+        assert_eq!(unfit(&file), Some("is no folder"));
+        // Root's, or where root runs this another one's.
+        let others = folder.path().join("others");
+        fs::create_private_dir(&others).unwrap();
+        if rustix::process::geteuid().is_root() {
+            let nobody = rustix::fs::Uid::from_raw(65534);
+            rustix::fs::chown(&others, Some(nobody), None).unwrap();
+            assert_eq!(unfit(&others), Some("belongs to another user"));
+        } else {
+            assert_eq!(unfit(Path::new("/")), Some("belongs to another user"));
+        }
     }
 }

@@ -225,7 +225,9 @@ fn what_the_source_retires_goes_unless_it_is_kept() {
     assert!(said.starts_with("- noble-amd64 20260102 disk1.img"), "{said}");
     assert!(!copy.join("noble-amd64/20260102").exists());
     assert!(verified(&home, &copy).starts_with("2 items"));
-    assert!(home.fails(3, upstream.mirror(&["release=trixie"])).contains("nothing that is offered matches"));
+    assert!(
+        home.fails(3, upstream.mirror(&["release=trixie"])).contains("offers no image that matches release=trixie")
+    );
     assert!(verified(&home, &copy).starts_with("2 items"));
 }
 

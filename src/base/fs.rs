@@ -8,6 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use rustix::fs::Access;
+
 use super::{Context as _, Error, Kind, Result};
 
 /// Makes a folder (and its parents) that only its owner may enter. Existing is success.
@@ -395,8 +397,46 @@ pub fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
     if full {
         ours = ours.hint("the disk is full: 'virga prune' frees images that no guest uses, VIRGA_HOME moves the state");
     } else if denied {
-        ours = ours
-            .hint("the folder belongs to another user: run as that user, or set VIRGA_HOME to a folder of your own");
+        ours = ours.hint(why_denied(path));
     }
     ours
+}
+
+/// Which folder on the way to a path this user may not enter, and why: the path's own, if it is one.
+#[must_use]
+pub fn barred(path: &Path) -> Option<String> {
+    barrier(path).map(whose)
+}
+
+fn barrier(path: &Path) -> Option<&Path> {
+    let closed = |folder: &&Path| folder.is_dir() && rustix::fs::access(*folder, Access::EXEC_OK).is_err();
+    let mut folders: Vec<&Path> = path.ancestors().collect();
+    folders.reverse();
+    folders.into_iter().find(closed)
+}
+
+/// What stands in the way of whoever may not do something with a path.
+fn why_denied(path: &Path) -> String {
+    if let Some(barrier) = barrier(path) {
+        return whose(barrier);
+    }
+    let writable = |path: &Path| rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).is_ok();
+    let folder = folder_of(path);
+    whose(if (path.exists() && !writable(path)) || writable(folder) { path } else { folder })
+}
+
+fn whose(path: &Path) -> String {
+    let (us, shown) = (rustix::process::geteuid(), path.display());
+    match path.metadata() {
+        Ok(found) if !us.is_root() && found.uid() != us.as_raw() => {
+            format!(
+                "'{shown}' belongs to another user (uid {}): run as that user, or have it opened for yours",
+                found.uid()
+            )
+        }
+        _ if us.is_root() => {
+            format!("the file system does not let even root: 'ls -ld {shown}' and 'findmnt -T {shown}'")
+        }
+        _ => format!("its mode does not allow it: see 'ls -ld {shown}'"),
+    }
 }

@@ -3,6 +3,7 @@
 //!
 //! Nothing here imports a part.
 
+pub mod address;
 pub mod cmd;
 pub mod container;
 pub mod crash;
@@ -22,6 +23,7 @@ pub mod state;
 pub mod tls;
 pub mod undo;
 
+pub use address::Address;
 pub use error::{Context, Error, Kind, Result};
 pub use layout::Layout;
 pub use name::{

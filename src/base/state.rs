@@ -3,12 +3,18 @@
 use super::layout::STATE_VERSION;
 use super::{Context as _, Error, Kind, Layout, Result, fs};
 
+const ANOTHER: &str = "VIRGA_HOME=FOLDER keeps the state in another one, of your own";
+
 /// Checks that the state folder, if there is one, is of a shape that this
 /// build knows. Makes nothing. Returns whether there is one.
 ///
 /// # Errors
 /// [`Kind::Failed`] when a newer virga made it.
 pub fn check(layout: &Layout) -> Result<bool> {
+    if let Some(barred) = fs::barred(layout.home()) {
+        let error = Error::failed(format!("the state folder '{}' cannot be used", layout.home().display()));
+        return Err(error.hint(barred).hint(ANOTHER));
+    }
     let found = match fs::read_text(&layout.version(), 64) {
         Ok(text) => text.trim().parse::<u32>().context(|| format!("reading '{}'", layout.version().display()))?,
         Err(error) if error.kind() == Kind::NotFound => return Ok(false),
@@ -28,7 +34,7 @@ pub fn check(layout: &Layout) -> Result<bool> {
 /// [`Kind::Failed`] when a newer virga made it, or it cannot be made.
 pub fn prepare(layout: &Layout) -> Result<()> {
     if !check(layout)? {
-        fs::create_private_dir(layout.home())?;
+        fs::create_private_dir(layout.home()).map_err(|error| error.hint(ANOTHER))?;
         fs::write_atomic(&layout.version(), format!("{STATE_VERSION}\n").as_bytes(), 0o644)?;
     }
     Ok(())

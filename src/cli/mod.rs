@@ -188,6 +188,7 @@ pub fn run() -> ExitCode {
     let outcome = interrupt::install().and_then(|()| config::load()).and_then(|mut settings| {
         settings.connect = cli.connect.or(settings.connect);
         let env = Env { settings: &settings, reporter: &terminal };
+        settings.notes.iter().for_each(|note| env.reporter.note(note));
         dispatch(env, cli.command)
     });
     match outcome {

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use reqwest::header::{ETAG, HeaderMap, HeaderName, LAST_MODIFIED, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
 
 use super::retry::Failure;
 use super::{FetchSettings, Fetcher, Target, Validators};
-use crate::base::{Context as _, Error, Kind, Result, tls};
+use crate::base::{Context as _, Error, Kind, Result, address, tls};
 
 const REDIRECTS_MAX: usize = 5;
 /// Longest validator that is worth keeping.
@@ -66,20 +66,15 @@ pub(super) fn redirect_verdict(previous: &[Url], next: &Url) -> std::result::Res
 
 /// A URL fit for messages and notes: no user name, password, query or fragment.
 pub(super) fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    // Fails only for URLs that have no room for credentials.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(url.query().map(|_| "…"));
-    url.set_fragment(None);
-    url.to_string().replace("%E2%80%A6", "…")
+    address::shown(url.as_str())
 }
 
 impl Fetcher {
     /// The client for this URL's host.
     ///
     /// # Errors
-    /// When TLS cannot be set up, or the user agent is not a header value.
+    /// [`Kind::Usage`] for a proxy of a kind that is not known; when TLS cannot be set up, or the user agent is not a
+    /// header value.
     pub(super) fn client_for(&self, url: &Url) -> Result<&Client> {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -88,6 +83,12 @@ impl Fetcher {
             "https" => Way::Direct,
             _ => Way::Plain,
         };
+        let wrong = self.shared.settings.wrong_proxies.iter().find(|(scheme, _)| *scheme == url.scheme());
+        if let (Way::Any, Some((_, wrong))) = (way, wrong) {
+            return Err(Error::usage(wrong).hint(
+                "write socks5h://HOST:PORT, which has the proxy look names up, or socks5, socks4a, socks4, http, https",
+            ));
+        }
         let slot = &self.shared.clients[way as usize];
         if let Some(client) = slot.get() {
             return Ok(client);
@@ -95,6 +96,24 @@ impl Fetcher {
         let made = client(&self.shared.settings, way)?;
         // Another task may have been quicker: then its client is the one.
         Ok(slot.get_or_init(|| made))
+    }
+
+    /// A request for it, with the login that is known for its host. A redirect to another host does not get that.
+    ///
+    /// # Errors
+    /// As [`client_for`](Self::client_for).
+    pub(super) fn get(&self, target: &Target) -> Result<RequestBuilder> {
+        let mut url = target.url.clone();
+        let login = self.shared.settings.logins.of(&url).map(|(user, password)| (user.to_owned(), password.to_owned()));
+        if login.is_some() {
+            // Else it would be sent as well. Fails only for URLs that have no room for one.
+            let _ = url.set_username("");
+        }
+        let request = self.client_for(&url)?.get(url);
+        Ok(match login {
+            Some((user, password)) => request.basic_auth(user, Some(password)),
+            None => request,
+        })
     }
 }
 
@@ -127,7 +146,7 @@ pub(super) fn transport_failure(target: &Target, settings: &FetchSettings, error
     Failure::transient(target.error(Kind::Failed, format!("the connection broke: {cause}")))
 }
 
-/// The text of the innermost error: the outer ones only say that there is one.
+/// The text of the innermost error: the outer ones only say that there is one, and name the URL with its query.
 fn root_cause(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -135,7 +154,7 @@ fn root_cause(error: &reqwest::Error) -> String {
         text = error.to_string();
         next = error.source();
     }
-    text
+    address::without_secrets(&text)
 }
 
 /// What an answer means that is not the content.
@@ -154,7 +173,11 @@ pub(super) fn status_failure(target: &Target, response: &Response) -> Failure {
             error = error.hint("the server no longer has this file, or the URL of the source is wrong");
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            error = error.hint("the server wants a login: write it as https://USER:PASSWORD@host/…");
+            let host = target.url.host_str().unwrap_or_default();
+            error = error.hint(format!(
+                "the server wants a login: put 'machine {host} login USER password PASSWORD' into ~/.netrc, or into \
+                 the file that NETRC names"
+            ));
         }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
             error = error.hint("the proxy wants a login: set HTTPS_PROXY to http://USER:PASSWORD@proxy:port");

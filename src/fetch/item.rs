@@ -178,8 +178,7 @@ impl Run<'_> {
     /// One request and its body.
     async fn attempt(&mut self, ranges: bool) -> Result<Step, Failure> {
         let (target, Shared { stop, settings, .. }) = (self.target, &*self.fetcher.shared);
-        let client = self.fetcher.client_for(&target.url)?;
-        let mut request = client.get(target.url.clone()).header(ACCEPT_ENCODING, "identity");
+        let mut request = self.fetcher.get(target)?.header(ACCEPT_ENCODING, "identity");
         let known = self.download.validators(target).cloned().unwrap_or_default();
         let asked = ranges && self.download.at() > 0;
         if asked {

@@ -51,7 +51,7 @@ impl Fetcher {
 
     async fn ask(&self, target: &Target, known: Option<&Validators>, limit: u64) -> Result<Metadata, Failure> {
         // A cache on the way must ask the server: what it remembers may be what we doubt.
-        let mut request = self.client_for(&target.url)?.get(target.url.clone()).header(CACHE_CONTROL, "no-cache");
+        let mut request = self.get(target)?.header(CACHE_CONTROL, "no-cache");
         if let Some(etag) = known.and_then(|known| known.etag.as_ref()) {
             request = request.header(IF_NONE_MATCH, etag);
         }

@@ -4,6 +4,7 @@
 //! ```text
 //! http.rs      client, redirects, what an answer or a broken connection means
 //! retry.rs     what is tried again, and when
+//! netrc.rs     the login for a host
 //! metadata.rs  small documents into memory, conditionally
 //! item.rs      items into a file, from one of several places
 //! small.rs     the short way for small ones
@@ -15,6 +16,7 @@ mod download;
 mod http;
 mod item;
 mod metadata;
+mod netrc;
 mod pipeline;
 mod retry;
 mod small;
@@ -31,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::item::{Expected, Fetched};
 pub use self::metadata::Metadata;
+pub use self::netrc::Logins;
 use self::retry::Budget;
 use crate::base::{Error, Kind, Result, interrupt};
 
@@ -50,6 +53,10 @@ pub struct FetchSettings {
     /// How many retries all transfers have together: a server that is going
     /// down must not be asked that often for each of thousands of items. What succeeds gives one back.
     pub budget: u32,
+    /// For hosts whose URL has no user name and password.
+    pub logins: Logins,
+    /// For URLs of these schemes the environment names a proxy that cannot be used, and why.
+    pub wrong_proxies: Vec<(&'static str, String)>,
 }
 
 impl Default for FetchSettings {
@@ -61,6 +68,8 @@ impl Default for FetchSettings {
             retries: 4,
             first_delay: Duration::from_millis(500),
             budget: 32,
+            logins: Logins::default(),
+            wrong_proxies: Vec::new(),
         }
     }
 }
@@ -118,7 +127,7 @@ impl Fetcher {
 }
 
 /// What to fetch, and how messages name it: without credentials.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Target {
     url: Url,
     shown: String,
@@ -139,6 +148,12 @@ impl Target {
 
     fn error(&self, kind: Kind, what: impl std::fmt::Display) -> Error {
         Error::new(kind, format!("{}: {what}", self.shown))
+    }
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Target").field(&self.shown).finish()
     }
 }
 

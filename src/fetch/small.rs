@@ -46,7 +46,7 @@ impl Fetcher {
 
     async fn small_attempt(&self, target: &Target, want: &Expected) -> Result<Vec<u8>, Failure> {
         let Shared { stop, settings, .. } = &*self.shared;
-        let request = self.client_for(&target.url)?.get(target.url.clone()).header(ACCEPT_ENCODING, "identity");
+        let request = self.get(target)?.header(ACCEPT_ENCODING, "identity");
         let sent = stop.guard(request.send()).await?;
         let mut response = sent.map_err(|error| transport_failure(target, settings, &error))?;
         if response.status() != StatusCode::OK {

@@ -1,6 +1,8 @@
 //! What a source offers: its metadata fetched, verified and read. Whoever
 //! syncs, mirrors or asks what there is begins here.
 
+mod selection;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -8,14 +10,15 @@ use jiff::Timestamp;
 use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 
-use super::{Env, images};
-use crate::base::{Context as _, Error, Kind, RelPath, Result, name};
+pub(super) use self::selection::Selection;
+use super::Env;
+use crate::base::{Address, Context as _, Error, Kind, RelPath, Result, address, name};
 use crate::fetch::{Fetcher, Metadata, Validators};
 use crate::pool::{Chain, Generation, Kept, Link, Pool, Signature};
 use crate::stream::filter::Filters;
 use crate::stream::index::{IndexEntry, Trail, parse_index};
 use crate::stream::key::Keyring;
-use crate::stream::product::{Item, parse_products};
+use crate::stream::product::Item;
 use crate::stream::signed::{self, Signer};
 use crate::stream::source::{Signing, Source};
 
@@ -137,58 +140,17 @@ pub(super) struct Offer {
     pub chain: Chain,
 }
 
-/// What filters choose of a catalog.
-pub(super) struct Selection {
-    /// Product by product, newest version first.
-    pub offers: Vec<Offer>,
-    /// The names of all products in the documents that were read, chosen or not.
-    pub products: BTreeSet<String>,
-}
-
 /// All metadata of a source at one moment, as far as the filters need it.
 pub(super) struct Catalog {
     pub indexes: Vec<Document>,
     pub products: Vec<Listed>,
+    /// What the documents are of that the filters ruled out.
+    unread: BTreeSet<String>,
     /// What was kept of the source when the reading began.
     known: BTreeMap<RelPath, Kept>,
 }
 
 impl Catalog {
-    /// The items that pass the filters, the newest `max` versions of each
-    /// product. One without a file is an image's id in some cloud.
-    ///
-    /// # Errors
-    /// [`Kind::Refused`] for a malformed document or item; [`Kind::Usage`]
-    /// for filters with keys that nothing has, when nothing matches.
-    pub(super) fn select(&self, filters: &Filters, max: Option<usize>) -> Result<Selection> {
-        let indexes: Vec<Link> = self.indexes.iter().map(Document::link).collect();
-        let (mut offers, mut seen, mut names) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-        for listed in &self.products {
-            let what = format!("'{}'", listed.document.file.kept.url);
-            let products = parse_products(&listed.document.text, Some(&listed.entry.content_id), &what)?;
-            names.extend(products.names().map(str::to_owned));
-            let before = offers.len();
-            let link = listed.document.link();
-            for item in products.select(filters, max) {
-                let item = item?;
-                let path = item.path.as_ref().map(RelPath::to_string).unwrap_or_default();
-                let chain = Chain { index: indexes[listed.index].clone(), products: link.clone(), path };
-                offers.push(Offer { item, chain });
-            }
-            if offers.len() == before {
-                let every = Filters::default();
-                let any = products.select(&every, None).filter_map(Result::ok);
-                seen.extend(any.flat_map(|item| item.keys.into_keys()));
-            }
-        }
-        if offers.is_empty()
-            && let Some(error) = images::unknown_keys(filters, seen.iter().map(String::as_str))
-        {
-            return Err(error);
-        }
-        Ok(Selection { offers, products: names })
-    }
-
     /// Every file that was read, signatures too.
     pub(super) fn files(&self) -> impl Iterator<Item = &File> {
         let documents = self.indexes.iter().chain(self.products.iter().map(|listed| &listed.document));
@@ -239,7 +201,7 @@ pub(super) struct Reader<'a> {
 /// Where one reading takes its files from: a root, or what was kept.
 #[derive(Clone, Copy)]
 struct From<'a> {
-    root: &'a str,
+    root: &'a Address,
     network: Network,
     known: &'a Generation,
     fetcher: &'a Fetcher,
@@ -264,7 +226,7 @@ impl Reader<'_> {
                 match self.walk(From { root, network, known: &known, fetcher: &fetcher }, filters).await {
                     Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Usage) => return Err(error),
                     Err(error) => {
-                        tracing::info!(root, %error, "the metadata cannot be read from here");
+                        tracing::info!(%root, %error, "the metadata cannot be read from here");
                         first.get_or_insert(error);
                     }
                     read => return read,
@@ -294,6 +256,7 @@ impl Reader<'_> {
         use futures_util::{StreamExt as _, TryStreamExt as _};
         let mut trail = Trail::default();
         let (mut open, mut indexes, mut entries) = (vec![self.source.path.clone()], Vec::new(), Vec::new());
+        let mut unread = BTreeSet::new();
         while let Some(path) = open.pop() {
             if !trail.enter(&path)? {
                 continue;
@@ -303,8 +266,11 @@ impl Reader<'_> {
             for entry in index.entries {
                 if entry.is_index() {
                     open.push(entry.path);
-                } else if entry.is_products() && datatype_matches(filters, entry.datatype.as_deref()) {
-                    entries.push((indexes.len(), entry));
+                } else if entry.is_products() {
+                    match entry.datatype.clone().filter(|datatype| !datatype_matches(filters, datatype)) {
+                        Some(datatype) => drop(unread.insert(datatype)),
+                        None => entries.push((indexes.len(), entry)),
+                    }
                 }
             }
             indexes.push(document);
@@ -315,13 +281,29 @@ impl Reader<'_> {
             Ok::<_, Error>(Listed { entry, document, index })
         });
         let products = futures_util::stream::iter(reads).buffered(PARALLEL).try_collect().await?;
-        Ok(Catalog { indexes, products, known: from.known.metadata.clone() })
+        Ok(Catalog { indexes, products, unread, known: from.known.metadata.clone() })
     }
 
-    /// One document, verified by the signature within it or beside it.
+    /// One document, or where it is not there the same under its other name: servers without signatures have none of the
+    /// names that stand for one. Which name it has changes nothing of what it must show.
     async fn document(&self, from: From<'_>, path: &RelPath) -> Result<Document> {
-        let mut file = self.file(from, path).await?;
-        let what = format!("'{}'", file.kept.url);
+        let absent = match self.file(from, path).await {
+            Err(error) if error.kind() == Kind::NotFound => error,
+            file => return self.verified(from, file?).await,
+        };
+        let Some(other) = other_name(path) else { return Err(absent) };
+        match self.file(from, &other).await {
+            Err(error) if error.kind() == Kind::NotFound => Err(absent),
+            file => {
+                tracing::info!(%path, %other, "the document is under its other name");
+                self.verified(from, file?).await
+            }
+        }
+    }
+
+    /// A file as a document, verified by the signature within it or beside it.
+    async fn verified(&self, from: From<'_>, mut file: File) -> Result<Document> {
+        let (what, path) = (format!("'{}'", file.kept.url), file.path.clone());
         let mut signature = None;
         if let Trust::Keys(_) = self.trust
             && !path.as_str().ends_with(".sjson")
@@ -331,7 +313,7 @@ impl Reader<'_> {
             signature = Some(self.file(from, &beside).await.map_err(|error| {
                 match error.kind() {
                     Kind::NotFound => Error::refused(format!("{what} is not signed: there is no '{beside}'"))
-                        .hint("a source that nobody signs is taken with --unsigned only"),
+                        .hint("if nobody signs this source, it can be taken with --unsigned"),
                     _ => error,
                 }
             })?);
@@ -347,8 +329,8 @@ impl Reader<'_> {
 
     /// A file as the server has it, or the copy if the server has nothing else.
     async fn file(&self, from: From<'_>, path: &RelPath) -> Result<File> {
-        let url = parse(&crate::stream::source::join_url(from.root, path))?;
-        let shown = without_credentials(&url);
+        let url = parse(&from.root.join(path))?;
+        let shown = address::shown(url.as_str());
         let kept = from.known.metadata.get(path);
         let copy = || kept.and_then(|kept| Some((kept.clone(), self.pool.metadata(&self.source.name, kept)?)));
         if from.network == Network::Offline {
@@ -395,11 +377,13 @@ impl Reader<'_> {
     /// Refuses a document that is older than the one that was verified last: a
     /// mirror that is stuck, or somebody who replays what was signed once.
     fn refuse_older(&self, file: &File, known: &Generation, what: &str) -> Result<()> {
-        let then = known.metadata.get(&file.path).filter(|known| known.sha256 != file.kept.sha256);
-        let Some(then) = then.filter(|then| !self.allow_older && is_older(&file.kept, then)) else { return Ok(()) };
-        if !self.vouched(&file.path, known) {
-            return Ok(());
-        }
+        // Under either name: else whoever holds one back could show the other one of old.
+        let names = [Some(file.path.clone()), other_name(&file.path)];
+        let older = |path: &RelPath| {
+            let then = known.metadata.get(path).filter(|known| known.sha256 != file.kept.sha256)?;
+            (!self.allow_older && is_older(&file.kept, then) && self.vouched(path, known)).then_some(then)
+        };
+        let Some(then) = names.iter().flatten().find_map(older) else { return Ok(()) };
         let when = |kept: &Kept| kept.updated.or(kept.signed_at).map(|time| time.to_string()).unwrap_or_default();
         let (now, then) = (when(&file.kept), when(then));
         Err(Error::refused(format!("{what} is older than the one that was verified last ({now} after {then})"))
@@ -450,6 +434,16 @@ impl Reader<'_> {
     }
 }
 
+/// `x.json` for `x.sjson`, and the other way round.
+fn other_name(path: &RelPath) -> Option<RelPath> {
+    let path = path.as_str();
+    let other = match path.strip_suffix(".sjson") {
+        Some(stem) => format!("{stem}.json"),
+        None => format!("{}.sjson", path.strip_suffix(".json")?),
+    };
+    other.parse().ok()
+}
+
 /// By the time that the documents say; where one says none, by that of the signatures.
 fn is_older(new: &Kept, known: &Kept) -> bool {
     match (new.updated, known.updated) {
@@ -471,21 +465,13 @@ fn time(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::parse(text).ok().map(|time| time.timestamp())
 }
 
-/// Whether items of this datatype can pass; entries that cannot are not fetched.
-fn datatype_matches(filters: &Filters, datatype: Option<&str>) -> bool {
-    filters.0.iter().filter(|filter| filter.key() == "datatype").all(|filter| filter.accepts(datatype.unwrap_or("")))
+/// Whether items of this datatype can pass; entries that cannot are not fetched. Where the index does not say, the items do.
+fn datatype_matches(filters: &Filters, datatype: &str) -> bool {
+    filters.0.iter().filter(|filter| filter.key() == "datatype").all(|filter| filter.accepts(datatype))
 }
 
 /// # Errors
 /// [`Kind::Usage`] for what is no URL.
-pub(super) fn parse(url: &str) -> Result<Url> {
-    Url::parse(url).context(|| format!("'{url}' is not a URL")).map_err(|error| error.with_kind(Kind::Usage))
-}
-
-/// A URL fit to be shown and kept.
-fn without_credentials(url: &Url) -> String {
-    let mut url = url.clone();
-    // Fails only for URLs that have no room for credentials.
-    let _ = url.set_username("").and_then(|()| url.set_password(None));
-    url.to_string()
+pub(super) fn parse(url: &Address) -> Result<Url> {
+    Url::parse(url.reveal()).context(|| format!("'{url}' is not a URL")).map_err(|error| error.with_kind(Kind::Usage))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Env;
+use super::nothing::nothing;
 use crate::base::container::Packing;
 use crate::base::name::quoted;
 use crate::base::{Arch, Error, ImageId, Result};
@@ -79,7 +80,8 @@ pub fn with_default_arch(filters: &[String]) -> Result<Filters> {
 /// of the pen. `None` when all are known.
 pub(super) fn unknown_keys<'a>(filters: &Filters, keys: impl Iterator<Item = &'a str>) -> Option<Error> {
     let known: BTreeSet<&str> = keys.collect();
-    let asked = filters.0.iter().filter(|filter| !filter.is_shorthand()).map(|filter| filter.key());
+    let asked = filters.0.iter().filter(|filter| !filter.is_shorthand() && !filter.is_assumed());
+    let asked = asked.map(|filter| filter.key());
     let unknown: Vec<String> = asked.filter(|key| !known.contains(key)).map(quoted).collect();
     if known.is_empty() || unknown.is_empty() {
         return None;
@@ -112,36 +114,50 @@ pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRe
         // Of the same system, but meant only by who says so.
         matching.retain(|record| !record.is_own());
     }
-    matching.sort_by(|a, b| order(a).cmp(&order(b)));
+    matching.sort_by(|a, b| order(a).cmp(&order(b)).then(b.synced_at.cmp(&a.synced_at)));
+    once_each(&mut matching);
     one_packing(&mut matching);
     let kinds: BTreeSet<(&str, &str, &str)> = matching
         .iter()
-        .map(|record| (record.source.as_str(), record.key("product_name"), record.key("item_name")))
+        .map(|record| (publisher(record), record.key("product_name"), record.key("item_name")))
         .collect();
     match kinds.len() {
         0 => {
             let records = pool.records()?;
             let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
-            Err(unknown_keys(&parsed, keys).unwrap_or_else(|| no_match(filters)))
+            Err(unknown_keys(&parsed, keys).unwrap_or_else(|| no_match(&records, &parsed, filters)))
         }
         1 => Ok(matching.swap_remove(0)),
         _ => Err(ambiguous(filters, &matching)),
     }
 }
 
+/// One product, version and blob is one image, from wherever it came: of those that are sorted, the newest sync wins.
+fn once_each(matching: &mut Vec<ImageRecord>) {
+    let mut seen = BTreeSet::new();
+    matching.retain(|record| {
+        seen.insert([record.key("product_name"), record.key("version_name"), &record.blob.hex()].map(str::to_owned))
+    });
+}
+
+/// Whose product it is: that of who signed it, at whatever address it was; else only the address tells.
+fn publisher(record: &ImageRecord) -> &str {
+    record.signer().unwrap_or(&record.source)
+}
+
 /// Of one version's root file systems, packed in several ways, the one that is taken first.
 fn one_packing(matching: &mut Vec<ImageRecord>) {
     let rank = |record: &ImageRecord| Packing::FTYPES.iter().position(|(ftype, _)| *ftype == record.key("ftype"));
     let version = |record: &ImageRecord| {
-        [&record.source, record.key("product_name"), record.key("version_name")].map(str::to_owned)
+        [publisher(record), record.key("product_name"), record.key("version_name")].map(str::to_owned)
     };
     let better: BTreeSet<_> = matching.iter().filter(|record| rank(record) == Some(0)).map(version).collect();
     matching.retain(|record| rank(record).is_none_or(|rank| rank == 0 || !better.contains(&version(record))));
 }
 
-fn no_match(filters: &[String]) -> Error {
-    let wanted = if filters.is_empty() { String::new() } else { format!(" that matches {}", filters.join(" ")) };
-    Error::not_found(format!("there is no image in the pool{wanted}"))
+fn no_match(records: &[ImageRecord], parsed: &Filters, filters: &[String]) -> Error {
+    let there = records.iter().filter(|record| record.retired_at.is_none()).map(|record| &record.keys);
+    nothing("there is no image in the pool", parsed, there)
         .hint(format!(
             "fetch one: virga sync {}",
             if filters.is_empty() { "release=noble".into() } else { filters.join(" ") }

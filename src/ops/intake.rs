@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::Url;
 
 use super::catalog::{self, Offer};
 use super::sync::Action;
@@ -12,7 +11,7 @@ use crate::base::name::quoted;
 use crate::base::plan::DiskFormat;
 use crate::base::poll::{Deadline, Silence};
 use crate::base::progress::Reporter;
-use crate::base::{Digest, DigestAlgorithm, Error, ImageId, Result, interrupt};
+use crate::base::{Address, Digest, DigestAlgorithm, Error, ImageId, Result, interrupt};
 use crate::disk;
 use crate::fetch::{Expected, Fetcher};
 use crate::pool::{Chain, DiskFacts, Generation, ImageRecord, Partial, Pool};
@@ -36,20 +35,19 @@ pub(super) struct Wanted {
     keys: std::collections::BTreeMap<String, String>,
     digest: Digest,
     sha256: Option<Digest>,
-    places: Vec<Url>,
+    places: Vec<Address>,
     chain: Chain,
 }
 
 impl Wanted {
     /// # Errors
-    /// [`crate::base::Kind::Refused`] for an item without a file, [`crate::base::Kind::Usage`] for places that are no URLs.
-    pub(super) fn new(source: &str, offer: Offer, places: Vec<String>) -> Result<Self> {
+    /// [`crate::base::Kind::Refused`] for an item without a file.
+    pub(super) fn new(source: &str, offer: Offer, places: Vec<Address>) -> Result<Self> {
         let Offer { item, chain } = offer;
         let (Some(size), Some(digest)) = (item.size, item.digest.clone()) else {
             return Err(Error::refused(format!("the item {} has no file", quoted(item.name()))));
         };
         let id = ImageId::of(source, item.content_id(), item.product(), item.version(), item.name());
-        let places = places.iter().map(|place| catalog::parse(place)).collect::<Result<_>>()?;
         Ok(Wanted { id, size, source: source.to_owned(), keys: item.keys, digest, sha256: item.sha256, places, chain })
     }
 
@@ -138,7 +136,8 @@ impl Intake<'_> {
         }
         let transfer = self.reporter.transfer(&image.label(), Some(image.size));
         let expected = Expected { size: image.size, digest: image.digest.clone() };
-        let fetched = self.fetcher.item(&image.places, &expected, &partial.path, transfer.as_ref()).await?;
+        let places = image.places.iter().map(catalog::parse).collect::<Result<Vec<_>>>()?;
+        let fetched = self.fetcher.item(&places, &expected, &partial.path, transfer.as_ref()).await?;
         let disk = self.adopt(image, partial, &fetched.sha256).await?;
         Ok(Taken { action: Action::Fetched, record: image.record(&fetched.sha256, disk) })
     }

@@ -16,7 +16,7 @@ use super::publish::{self as keys, Keys};
 use super::sync::{FromSources, block_on};
 use super::{Env, sync};
 use crate::base::{ByteSize, Error, Kind, Result, fs};
-use crate::fetch::{FetchSettings, Fetcher};
+use crate::fetch::Fetcher;
 use crate::pool::Pool;
 use crate::stream::filter::Filters;
 use crate::stream::product::Item;
@@ -163,7 +163,7 @@ impl Run<'_> {
                 self.plan(Publisher { dir, sign: None, check: None, now: Timestamp::now() }, &upstream)
             }
         }?;
-        let files = Files::of(&self.request.dir, &plan, &read)?;
+        let files = Files::of(&self.request.dir, &plan, &read);
         let mut missing = files.missing(self.env.reporter)?;
         missing.retain(|file| !file.places.is_empty());
         Ok(report(&plan, &files, &missing, Vec::new()))
@@ -198,7 +198,7 @@ impl Run<'_> {
     }
 
     fn read<'s>(&self, sources: &'s [Source], network: Network) -> Result<Vec<Read<'s>>> {
-        let fetcher = Fetcher::new(&FetchSettings::default());
+        let fetcher = self.env.fetcher()?;
         let read = block_on(async {
             let mut read = Vec::new();
             for source in sources {
@@ -206,9 +206,10 @@ impl Run<'_> {
             }
             Ok(read)
         })?;
-        if read.iter().all(|read| read.chosen.is_empty()) {
-            return Err(Error::not_found("nothing that is offered matches")
-                .hint("fewer filters match more; 'virga images --remote' shows what is offered"));
+        if let Some(one) = read.first()
+            && read.iter().all(|read| read.chosen.is_empty())
+        {
+            return Err(one.catalog.nothing(&one.source.name, &one.filters)?);
         }
         Ok(read)
     }
@@ -229,7 +230,7 @@ impl Run<'_> {
         let every = Filters::default();
         let needed = if self.request.key.is_some() { &filters } else { &every };
         let catalog = reader.read(needed, network).await?;
-        let offers = catalog.select(&filters, self.request.max)?.offers;
+        let offers = catalog.select(&filters, self.request.max)?.fit(self.env)?.offers;
         Ok(Read { source, filters, chosen: offers.into_iter().map(|offer| offer.item).collect(), catalog })
     }
 
@@ -242,9 +243,9 @@ impl Run<'_> {
         let upstream = Upstreams::of(read);
         let mut plan = keys::with(dir, keys, |publisher| self.plan(publisher, &upstream))?;
         let whole = plan.clone();
-        let files = Files::of(dir, &whole, read)?;
+        let files = Files::of(dir, &whole, read);
         let mut missing = files.missing(self.env.reporter)?;
-        let lost = block_on(files.fetch(&missing, self.env.reporter))?;
+        let lost = block_on(files.fetch(&missing, self.env))?;
         missing.retain(|file| !lost.contains(file.path));
         plan.lose(&lost);
         let published = keys::with(dir, keys, |publisher| {

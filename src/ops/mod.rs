@@ -23,6 +23,7 @@ mod intake;
 pub mod list;
 mod machine;
 pub mod mirror;
+mod nothing;
 mod origin;
 pub mod port;
 pub mod prune;
@@ -50,10 +51,14 @@ mod warm;
 
 use crate::base::plan::DriverKind;
 use crate::base::progress::Reporter;
-use crate::base::{Result, state};
-use crate::config::Settings;
+use crate::base::{Kind, Result, fs, state};
+use crate::config::{Netrc, Settings};
 use crate::driver::{self, Driver, DriverSettings};
+use crate::fetch::{FetchSettings, Fetcher, Logins};
 use crate::pool::Pool;
+
+/// More than any netrc file of a person has.
+const NETRC_LIMIT: u64 = 1 << 20;
 
 /// What every operation works in: the settings, and somebody who listens.
 #[derive(Clone, Copy)]
@@ -85,6 +90,23 @@ impl Env<'_> {
             lxc: lxc.clone(),
         };
         driver::open(kind, &settings)
+    }
+
+    /// What fetches from servers, with the user's own logins. Connects nowhere.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a netrc file that is named and cannot be read.
+    pub fn fetcher(&self) -> Result<Fetcher> {
+        let (settings, mut fetch) = (self.settings, FetchSettings::default());
+        fetch.wrong_proxies = settings.wrong_proxies.clone();
+        if let Some(Netrc { path, named }) = &settings.netrc {
+            match fs::read_text(path, NETRC_LIMIT) {
+                Ok(text) => fetch.logins = Logins::parse(&text),
+                Err(error) if *named => return Err(error.with_kind(Kind::Usage).hint("the variable NETRC names it")),
+                Err(error) => tracing::debug!(%error, "no logins are taken from the netrc file"),
+            }
+        }
+        Ok(Fetcher::new(&fetch))
     }
 
     /// Opens the pool, making the state folder where there is none.

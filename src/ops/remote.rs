@@ -6,7 +6,6 @@ use super::Env;
 use super::catalog::{Network, Offer, Reader, Trust};
 use super::sync::{FromSources, block_on};
 use crate::base::{Error, Kind, Result};
-use crate::fetch::{FetchSettings, Fetcher};
 use crate::stream::filter::Filters;
 
 /// What to ask.
@@ -29,7 +28,7 @@ pub struct RemoteRequest {
 /// As [`super::sync::sync`]; matching nothing is none.
 pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<String, String>>> {
     let filters = Filters::parse(&request.filters)?;
-    let (pool, fetcher) = (env.pool()?, Fetcher::new(&FetchSettings::default()));
+    let (pool, fetcher) = (env.pool()?, env.fetcher()?);
     let sources = request.from.load(env)?;
     let mut failed: Option<Error> = None;
     for source in &sources {
@@ -56,14 +55,21 @@ pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<Stri
                 }
                 read => read,
             };
-            read?.select(&filters, request.max)
+            let catalog = read?;
+            let selection = catalog.select(&filters, request.max)?.fit(env)?;
+            let nothing = selection.offers.is_empty().then(|| catalog.nothing(&source.name, &filters)).transpose()?;
+            Ok((selection, nothing))
         });
         match read {
-            Ok(selection) => {
+            Ok((selection, nothing)) => {
+                if let Some(nothing) = nothing {
+                    env.reporter.note(&nothing.to_string());
+                    nothing.hints().iter().for_each(|hint| env.reporter.note(&format!("hint: {hint}")));
+                }
                 let keys = |offer: Offer| {
                     let mut keys = offer.item.keys;
                     if let Some(path) = &offer.item.path {
-                        keys.insert("item_url".into(), source.url_of(path));
+                        keys.insert("item_url".into(), source.url_of(path).to_string());
                     }
                     keys.insert("source".into(), source.name.clone());
                     keys

@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::catalog::{Catalog, Network, Offer, Reader, Selection, Trust};
 use super::intake::{Intake, Wanted};
 use super::{Env, images};
-use crate::base::{Context as _, Error, ImageId, Kind, RelPath, Result, interrupt};
-use crate::fetch::{FetchSettings, Fetcher};
+use crate::base::{Address, Context as _, Error, ImageId, Kind, RelPath, Result, interrupt};
+use crate::fetch::Fetcher;
 use crate::pool::{Generation, ImageRecord, Pool};
 use crate::stream::filter::Filters;
 use crate::stream::source::{Signing, Source, Sources};
@@ -176,7 +176,7 @@ pub fn sync(env: Env<'_>, request: &SyncRequest) -> Result<SyncReport> {
     let filters = if request.container { container::filters(filters)? } else { filters };
     let pool = env.pool()?;
     let _lock = pool.lock_shared()?;
-    let fetcher = Fetcher::new(&FetchSettings::default());
+    let fetcher = env.fetcher()?;
     for (n, source) in sources.iter().enumerate() {
         let run = Run { env, pool: &pool, source, others: &sources, request };
         match run.sync(&fetcher, &filters) {
@@ -248,14 +248,13 @@ impl Run<'_> {
 
     async fn take(&self, catalog: &Catalog, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
         let max = (!self.request.container).then_some(self.request.max);
-        let Selection { mut offers, products } = catalog.select(filters, max)?;
+        let Selection { mut offers, products, .. } = catalog.select(filters, max)?.fit(self.env)?;
         if self.request.container {
             offers = container::choose(offers, self.request.max)?;
         }
         offers.retain(|offer| offer.item.path.is_some());
         if offers.is_empty() && !self.request.none_is_fine {
-            return Err(Error::not_found(format!("'{}' offers no image that matches", self.source.name))
-                .hint("fewer filters match more; 'virga images --remote' shows what is offered"));
+            return Err(catalog.nothing(&self.source.name, filters)?);
         }
         let wanted: Vec<Wanted> = offers.into_iter().map(|offer| self.wanted(offer)).collect::<Result<_>>()?;
         let known = self.pool.generation(&self.source.name)?;
@@ -307,7 +306,7 @@ impl Run<'_> {
 
     /// Where an item's bytes may lie: at the source, at the mirrors that the
     /// stream names, and at the other sources that were given. What counts is its digest.
-    fn places(&self, offer: &Offer) -> Vec<String> {
+    fn places(&self, offer: &Offer) -> Vec<Address> {
         let Some(path) = &offer.item.path else { return Vec::new() };
         let others = self.others.iter().filter(|other| other.name != self.source.name);
         let mut places = self.source.places(path, &offer.item.mirrors);

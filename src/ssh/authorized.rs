@@ -139,7 +139,12 @@ fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<(Vec<String
     let (mut lines, mut identities) = (Vec::new(), Vec::new());
     let Some(home) = home else { return Ok((Vec::new(), identities)) };
     let folder = home.join(".ssh");
-    for name in fs::list_dir(&folder)? {
+    let names = fs::list_dir(&folder).unwrap_or_else(|error| {
+        // Nobody named this folder either.
+        notes.push(format!("{error}: {}: the keys there are not used", error.causes().join(": ")));
+        Vec::new()
+    });
+    for name in names {
         // `id_x-cert.pub` is a certificate: `id_x.pub` is beside it.
         if !name.starts_with("id_") || !name.ends_with(".pub") || name.ends_with("-cert.pub") {
             continue;

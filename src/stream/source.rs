@@ -4,15 +4,15 @@
 //! the user's. The file's name is the source's name.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::filter::Filters;
+use crate::base::address::{shown, without_secrets};
 use crate::base::name::{hex, quoted};
-use crate::base::{Context as _, Error, RelPath, Result, fs};
+use crate::base::{Address, Context as _, Error, RelPath, Result, fs};
 
 /// Where a source's index is when it does not say.
 const DEFAULT_PATH: &str = "streams/v1/index.sjson";
@@ -49,7 +49,7 @@ pub struct Source {
     /// What it is, for people.
     pub description: String,
     /// The stream's root: http, https or file, ending in `/`.
-    pub url: String,
+    pub url: Address,
     /// Where the index is, from the root.
     pub path: RelPath,
     /// Files with the keys that may sign, to be tried in this order.
@@ -62,7 +62,7 @@ pub struct Source {
     /// Whether index and products must be signed.
     pub signing: Signing,
     /// Other roots with the same content, to be tried after `url`.
-    pub mirrors: Vec<String>,
+    pub mirrors: Vec<Address>,
     /// Metadata that was signed longer ago is refused.
     pub max_age: Option<Duration>,
     /// Filters that always apply.
@@ -122,7 +122,10 @@ impl Source {
     pub fn parse(name: &str, text: &str, folder: &Path) -> Result<Self> {
         check_name(name)?;
         let within = || format!("reading the source '{name}'");
-        let file: File = toml::from_str(text).map_err(|error| Error::usage(within()).because(error))?;
+        let file: File = toml::from_str(text).map_err(|error| {
+            // It quotes the line.
+            Error::usage(within()).because(without_secrets(&error.to_string()))
+        })?;
         let url = parse_url(&file.url).context(within)?;
         let mirrors = file.mirrors.iter().map(|mirror| parse_mirror(mirror, &url)).collect::<Result<_>>();
         let max_age = file.max_age.as_deref().map(parse_age).transpose();
@@ -159,7 +162,12 @@ impl Source {
     /// # Errors
     /// [`crate::base::Kind::Usage`] when it is no URL that virga can read.
     pub fn from_url(url: &str, keyring: Option<&Path>) -> Result<Self> {
+        const FOLDER: &str = "/streams/v1";
         let (root, path) = match url.find("/streams/v1/") {
+            // The folder of the index, and no file in it.
+            _ if url.trim_end_matches('/').ends_with(FOLDER) => {
+                (url.trim_end_matches('/').trim_end_matches(FOLDER), DEFAULT_PATH)
+            }
             Some(at) => url.split_at(at + 1),
             None => (url, DEFAULT_PATH),
         };
@@ -171,7 +179,7 @@ impl Source {
         };
         Ok(Source {
             name: name_of(&root, &path),
-            description: root.clone(),
+            description: root.to_string(),
             url: root,
             path,
             keyrings,
@@ -202,24 +210,24 @@ impl Source {
 
     /// The URL of a file of this source.
     #[must_use]
-    pub fn url_of(&self, path: &RelPath) -> String {
-        join_url(&self.url, path)
+    pub fn url_of(&self, path: &RelPath) -> Address {
+        self.url.join(path)
     }
 
     /// The roots that the metadata may be read from, in the order to try them.
-    pub fn roots(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(&self.url).chain(&self.mirrors).map(String::as_str)
+    pub fn roots(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.url).chain(&self.mirrors)
     }
 
     /// Where the file of an item may lie: below each root, then at the mirrors
     /// that the stream names for it. Of these only plain roots count, and none
     /// whose connection is weaker than the source's own.
     #[must_use]
-    pub fn places(&self, path: &RelPath, item_mirrors: &[String]) -> Vec<String> {
+    pub fn places(&self, path: &RelPath, item_mirrors: &[String]) -> Vec<Address> {
         let named = item_mirrors.iter().filter_map(|mirror| parse_mirror(mirror, &self.url).ok());
         let mut places = Vec::new();
-        for root in self.roots().map(str::to_owned).chain(named) {
-            let place = join_url(&root, path);
+        for root in self.roots().cloned().chain(named) {
+            let place = root.join(path);
             if !places.contains(&place) {
                 places.push(place);
             }
@@ -245,22 +253,6 @@ impl Source {
         }
         format!("the distribution's package {packages} has it; or pass --keyring FILE")
     }
-}
-
-/// `root` (ending in `/`) and `path`, whose odd characters are percent-encoded
-/// (RFC 3986 section 3.3: all but `pchar` and `/`).
-#[must_use]
-pub fn join_url(root: &str, path: &RelPath) -> String {
-    let mut url = root.to_owned();
-    for byte in path.as_str().bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte) {
-            url.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(url, "%{byte:02X}");
-        }
-    }
-    url
 }
 
 /// All sources by name.
@@ -298,7 +290,7 @@ impl Sources {
     pub fn get(&self, name: &str) -> Result<&Source> {
         self.0.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
-            Error::not_found(format!("there is no source {}", quoted(name)))
+            Error::not_found(format!("there is no source {}", quoted(&shown(name))))
                 .hint(format!("known sources: {}; a URL is taken as well", known.join(", ")))
         })
     }
@@ -327,9 +319,9 @@ fn check_name(name: &str) -> Result<()> {
         .hint("a source name has 1 to 41 of a-z, 0-9 and '-' and does not begin with '-'"))
 }
 
-fn parse_url(text: &str) -> Result<String> {
+fn parse_url(text: &str) -> Result<Address> {
     let wrong = |why: &str| {
-        Error::usage(format!("{} {why}", quoted(text)))
+        Error::usage(format!("{} {why}", quoted(&shown(text))))
             .hint("write the stream's root, for example https://cloud-images.ubuntu.com/releases/")
     };
     let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("is not a URL"))?;
@@ -344,24 +336,20 @@ fn parse_url(text: &str) -> Result<String> {
         return Err(wrong("has a query, a fragment, blanks or letters that a URL must encode"));
     }
     let slash = if rest.ends_with('/') { "" } else { "/" };
-    Ok(format!("{scheme}://{rest}{slash}"))
+    Ok(Address::new(format!("{scheme}://{rest}{slash}")))
 }
 
 /// A further root for what lies at `url`: its connection may not be weaker.
-fn parse_mirror(text: &str, url: &str) -> Result<String> {
+fn parse_mirror(text: &str, url: &Address) -> Result<Address> {
     let mirror = parse_url(text)?;
-    let strength = |url: &str| match url.split("://").next() {
+    let strength = |url: &Address| match url.reveal().split("://").next() {
         Some("file") => 2,
         Some("https") => 1,
         _ => 0,
     };
     // Only a local source may name local files; http says nothing that https kept to itself.
     if strength(&mirror) < strength(url).min(1) || (strength(&mirror) == 2 && strength(url) != 2) {
-        return Err(Error::usage(format!(
-            "the mirror {} is reached in another way than {}",
-            quoted(text),
-            quoted(url)
-        )));
+        return Err(Error::usage(format!("the mirror '{mirror}' is reached in another way than '{url}'")));
     }
     Ok(mirror)
 }
@@ -387,12 +375,12 @@ fn parse_fingerprint(text: &str) -> Result<String> {
         .hint("a fingerprint has 40 or 64 hexadecimal digits: 'gpg --show-keys FILE' prints it"))
 }
 
-fn name_of(root: &str, path: &RelPath) -> String {
+/// Without user name and password: who they are for is not what the source is, and the name is shown.
+fn name_of(root: &Address, path: &RelPath) -> String {
     use sha2::Digest as _;
+    let root = root.to_string();
     let (scheme, rest) = root.split_once("://").unwrap_or_default();
-    // Without user name and password: the name is shown, and is a folder's.
-    let authority = rest.split('/').next().unwrap_or_default();
-    let host = authority.rsplit('@').next().filter(|host| !host.is_empty()).unwrap_or(scheme);
+    let host = rest.split('/').next().filter(|host| !host.is_empty()).unwrap_or(scheme);
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let host: String = host.chars().map(plain).take(30).collect();
     let hash = sha2::Sha256::digest(format!("{root} {path}"));

@@ -28,7 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(super) fn prepare(plan: &GuestPlan, guest_folder: &Path) -> Result<()> {
     let files = RuntimeFiles::new(&plan.runtime);
     check_length(&files)?;
-    fs::create_private_dir(&plan.runtime)?;
+    fs::create_private_dir(&plan.runtime).map_err(|error| {
+        error.hint("a login session's folder ends with it, unless 'loginctl enable-linger' keeps it; new guests' sockets go to VIRGA_RUNTIME_DIR")
+    })?;
     fs::write_atomic(&files.label(), guest_folder.as_os_str().as_encoded_bytes(), 0o600)
 }
 
@@ -43,7 +45,7 @@ pub(super) fn check_length(files: &RuntimeFiles) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(format!("'{}' is too long for a socket: more than {SOCKET_PATH_MAX} bytes", path.display()))
-        .hint("set XDG_RUNTIME_DIR to a folder with a shorter name"))
+        .hint("set VIRGA_RUNTIME_DIR to a folder with a shorter name"))
 }
 
 /// Starts QEMU and returns once its control socket answers, the guest runs (or

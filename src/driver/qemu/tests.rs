@@ -533,7 +533,7 @@ fn requests_that_cannot_be_are_refused_at_once() {
     let long = GuestPlan { runtime: rig.home.path().join("r".repeat(100)), ..plan.clone() };
     let error = rig.driver.create(&long).unwrap_err();
     assert_eq!(error.kind(), Kind::Usage);
-    assert!(error.hints()[0].contains("XDG_RUNTIME_DIR"));
+    assert!(error.hints()[0].contains("VIRGA_RUNTIME_DIR"));
     assert!(!long.runtime.exists());
     let foreign = GuestPlan { arch: Arch::Arm64, ..plan.clone() };
     assert_eq!(rig.driver.create(&foreign).unwrap_err().kind(), Kind::Unsupported);

@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use reqwest::Url;
 use sha2::Digest as _;
 
 use super::{Read, check_space};
 use crate::base::progress::{Reporter, Transfer};
-use crate::base::{Digest, DigestAlgorithm, Error, Kind, RelPath, Result, fs, interrupt, name};
-use crate::fetch::{Expected, FetchSettings, Fetcher};
-use crate::ops::catalog;
+use crate::base::{Address, Digest, DigestAlgorithm, Error, Kind, RelPath, Result, fs, interrupt, name};
+use crate::fetch::Expected;
+use crate::ops::{Env, catalog};
 use crate::stream::product::Item;
 use crate::stream::publish::Plan;
 
@@ -44,15 +43,13 @@ pub(super) struct Missing<'a> {
     pub item: &'a Item,
     want: Expected,
     /// None when no source of this run has its document.
-    pub places: Vec<Url>,
+    pub places: Vec<Address>,
     /// An earlier run brought it: that it cannot be had any more is no reason to fail.
     held: bool,
 }
 
 impl<'a> Files<'a> {
-    /// # Errors
-    /// [`Kind::Refused`] for an item whose place is no URL.
-    pub(super) fn of(dir: &'a Path, plan: &'a Plan, read: &[Read<'_>]) -> Result<Self> {
+    pub(super) fn of(dir: &'a Path, plan: &'a Plan, read: &[Read<'_>]) -> Self {
         let mut roots = BTreeMap::new();
         for read in read {
             roots.extend(read.catalog.products.iter().map(|listed| (listed.entry.content_id.as_str(), read.source)));
@@ -63,11 +60,11 @@ impl<'a> Files<'a> {
         {
             let (Some(path), Some(size), Some(digest)) = (&item.path, item.size, &item.digest) else { continue };
             let places = roots.get(item.content_id()).map(|source| source.places(path, &item.mirrors));
-            let places = places.unwrap_or_default().iter().map(|place| catalog::parse(place)).collect::<Result<_>>()?;
+            let places = places.unwrap_or_default();
             let want = Expected { size, digest: digest.clone() };
             listed.insert(path, Missing { path, item, want, places, held });
         }
-        Ok(Files { dir, listed })
+        Files { dir, listed }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -136,13 +133,13 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     /// [`Kind::Refused`] when one is not what was announced; [`Kind::Failed`] when the disk is too small.
-    pub(super) async fn fetch(&self, missing: &[Missing<'_>], reporter: &dyn Reporter) -> Result<BTreeSet<RelPath>> {
+    pub(super) async fn fetch(&self, missing: &[Missing<'_>], env: Env<'_>) -> Result<BTreeSet<RelPath>> {
         use futures_util::{StreamExt as _, TryStreamExt as _};
         if missing.is_empty() {
             return Ok(BTreeSet::new());
         }
         fs::create_private_dir(&self.dir.join(PARTIAL))?;
-        let fetcher = Fetcher::new(&FetchSettings::default());
+        let (fetcher, reporter) = (env.fetcher()?, env.reporter);
         let there: u64 =
             missing.iter().filter_map(|file| self.partial(file).metadata().ok()).map(|meta| meta.len()).sum();
         let total: u64 = missing.iter().map(|file| file.want.size).sum();
@@ -153,7 +150,8 @@ impl<'a> Files<'a> {
                 reporter.warn(&format!("'{}' is missing or damaged, and none of these sources has it", file.path));
                 return Ok(Some(file.path.clone()));
             }
-            match fetcher.item(&file.places, &file.want, &self.partial(file), &sum.part()).await {
+            let places = file.places.iter().map(catalog::parse).collect::<Result<Vec<_>>>()?;
+            match fetcher.item(&places, &file.want, &self.partial(file), &sum.part()).await {
                 Err(error) if file.held && matches!(error.kind(), Kind::NotFound | Kind::Refused) => {
                     reporter.warn(&format!("'{}' is missing or damaged, and cannot be fetched: {error}", file.path));
                     Ok(Some(file.path.clone()))

@@ -49,7 +49,7 @@ impl Run<'_> {
         let plan = self.plan_whole(read, &listed);
         plan.check()?;
         let one = std::slice::from_ref(read);
-        let files = Files::of(dir, &plan, one)?;
+        let files = Files::of(dir, &plan, one);
         let mut missing = files.missing(self.env.reporter)?;
         let left_out = listed.len() - plan.wanted.len() - plan.held.len();
         if left_out > 0 {
@@ -62,7 +62,7 @@ impl Run<'_> {
             return Ok(report(&plan, &files, &missing, Vec::new()));
         }
         let gone = self.listed_before(read, &listed);
-        let lost = block_on(files.fetch(&missing, self.env.reporter))?;
+        let lost = block_on(files.fetch(&missing, self.env))?;
         missing.retain(|file| !lost.contains(file.path));
         let removed = plan.remove.iter().filter_map(|item| item.path.as_ref());
         self.folder().announce(missing.iter().map(|file| file.path).chain(&gone).chain(removed).chain(&lost))?;

@@ -109,7 +109,7 @@ fn wanted(env: Env<'_>, request: &Request) -> Result<SyncRequest> {
     };
     // A source that virga knows by name has its state in common with `virga sync`.
     let url = format!("{}/", request.source.trim_end_matches('/'));
-    let known = sync::sources(env)?.into_iter().find(|source| source.url == url).map(|source| source.name);
+    let known = sync::sources(env)?.into_iter().find(|source| source.url.reveal() == url).map(|source| source.name);
     Ok(SyncRequest {
         from: FromSources {
             sources: vec![known.unwrap_or_else(|| request.source.clone())],
