@@ -179,8 +179,16 @@ impl Cmd {
     ///
     /// # Errors
     /// [`Kind::Unavailable`] when the program cannot be started.
-    pub fn spawn_detached(mut self, log: std::fs::File) -> Result<Detached> {
-        let detached = self.command.current_dir("/").process_group(0).stdout(Stdio::null()).stderr(log);
+    pub fn spawn_detached(self, log: std::fs::File) -> Result<Detached> {
+        self.spawn_detached_between(Stdio::null(), Stdio::null(), log)
+    }
+
+    /// As [`spawn_detached`](Self::spawn_detached), with this input and output.
+    ///
+    /// # Errors
+    /// As [`spawn_detached`](Self::spawn_detached).
+    pub fn spawn_detached_between(mut self, input: Stdio, output: Stdio, log: std::fs::File) -> Result<Detached> {
+        let detached = self.command.current_dir("/").process_group(0).stdin(input).stdout(output).stderr(log);
         start(&self.program, detached).map(Detached)
     }
 

@@ -1,6 +1,7 @@
 //! `virga console`.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::args::value;
@@ -46,4 +47,21 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
         term::data(&format!("{line}\n"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the keeper of a console is started with.
+#[derive(clap::Args, Debug)]
+pub struct KeepArgs {
+    /// The console's log
+    console: PathBuf,
+    /// The backend's own log
+    backend: PathBuf,
+}
+
+/// Keeps the last of what comes from standard input, to its end. Nobody hears what it could say.
+pub fn keep(args: &KeepArgs) -> ExitCode {
+    match crate::driver::keep_console(std::io::stdin().lock(), &args.console, &args.backend) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(error.kind().exit_code()),
+    }
 }

@@ -173,6 +173,9 @@ enum Command {
     /// Wait until a session is over, and remove its guests
     #[command(name = crate::ops::session::KEEP, hide = true)]
     Keep(gc::KeepArgs),
+    /// Keep the last of what a guest writes on its console
+    #[command(name = crate::driver::KEEP_CONSOLE, hide = true)]
+    KeepConsole(console::KeepArgs),
 }
 
 /// Parses the command line, runs the verb, and returns the exit code.
@@ -183,6 +186,10 @@ pub fn run() -> ExitCode {
     }
     // Exits by itself on --help and on usage errors, with code 2 as documented.
     let cli = Cli::parse_from(words());
+    if let Command::KeepConsole(args) = &cli.command {
+        // It needs no settings, and nothing that is wrong with them may keep it from its work.
+        return console::keep(args);
+    }
     log(cli.verbose);
     let terminal = term::Terminal::new(cli.quiet);
     let outcome = interrupt::install().and_then(|()| config::load()).and_then(|mut settings| {
@@ -262,6 +269,7 @@ fn dispatch(env: Env<'_>, command: Command) -> Result<ExitCode> {
         Command::Destroy(args) => destroy::run(env, args),
         Command::Gc(args) => gc::run(env, args),
         Command::Keep(args) => gc::keep(env, &args),
+        Command::KeepConsole(args) => Ok(console::keep(&args)),
         Command::Doctor(args) => doctor::run(env, args),
         Command::Mirror(args) => mirror::run(env, args),
         Command::Stream(args) => stream::run(env, args),

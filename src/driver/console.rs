@@ -9,21 +9,44 @@ use crate::base::{Kind, Result, fs};
 /// How much of the log's end is looked at.
 const TAIL: u64 = 256 << 10;
 
-/// The last `count` lines of the log that hold any text; none when there is no log.
+/// What a log was called before it was full, by libvirt's virtlogd and by LXC.
+const BEFORE: [&str; 2] = ["0", "1"];
+
+/// The last `count` lines of the log that hold any text; none when there is no log. One that was begun anew is read with
+/// the one before it.
 ///
 /// # Errors
 /// When the log is there and cannot be read.
 pub(super) fn tail(log: &Path, count: usize) -> Result<Vec<String>> {
+    let mut bytes = end(log, TAIL)?;
+    for number in BEFORE {
+        if (bytes.len() as u64) < TAIL {
+            let mut before = log.as_os_str().to_owned();
+            before.push(format!(".{number}"));
+            let mut longer = end(Path::new(&before), TAIL - bytes.len() as u64)?;
+            longer.append(&mut bytes);
+            bytes = longer;
+        }
+    }
+    Ok(last(&String::from_utf8_lossy(&bytes), count))
+}
+
+/// The last so many bytes of a file; none of an absent one.
+fn end(log: &Path, most: u64) -> Result<Vec<u8>> {
     let mut file = match fs::open(log) {
         Err(error) if error.kind() == Kind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::End(0))
-        .and_then(|size| file.seek(SeekFrom::Start(size.saturating_sub(TAIL))))
-        .and_then(|_| file.take(TAIL).read_to_end(&mut bytes))
-        .map_err(|error| fs::explain(error, "reading", log))?;
-    Ok(last(&String::from_utf8_lossy(&bytes), count))
+    let mut read = || {
+        let length = file.seek(SeekFrom::End(0))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+        let mut bytes = Vec::new();
+        file.by_ref().take(most).read_to_end(&mut bytes)?;
+        // Cut meanwhile by whoever keeps it: what stood at its end is at another place now.
+        Ok(((bytes.len() as u64) >= length.min(most)).then_some(bytes))
+    };
+    let bytes = (0..3).map(|_| read()).find_map(std::io::Result::transpose).transpose();
+    Ok(bytes.map_err(|error| fs::explain(error, "reading", log))?.unwrap_or_default())
 }
 
 /// The last lines of what a console showed, escape sequences removed.
@@ -124,5 +147,13 @@ mod tests {
         assert_eq!(tail(&log, 2).unwrap(), ["two\u{fffd}", "three"]);
         assert_eq!(tail(&log, 99).unwrap().len(), 4);
         assert_eq!(tail(&log, 0).unwrap().len(), 0);
+        // What was said before the log was begun anew.
+        for before in ["console.log.0", "console.log.1"] {
+            let (dir, before) = (folder.path(), folder.path().join(before));
+            fs::write_new(&before, b"before\nsplit ", 0o600).unwrap();
+            fs::write_atomic(&dir.join("console.log"), b"line\nafter\n", 0o600).unwrap();
+            assert_eq!(tail(&log, 9).unwrap(), ["before", "split line", "after"]);
+            fs::remove_file(&before).unwrap();
+        }
     }
 }

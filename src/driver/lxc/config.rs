@@ -17,6 +17,9 @@ const NESTING: &str = "/usr/share/lxc/config/nesting.conf";
 /// Where profiles are, as `NAME.conf`.
 const PROFILES: &str = "/etc/lxc";
 
+/// Most bytes of a console's log. There may be a second one, which was full.
+const CONSOLE_LOG: u64 = 1 << 20;
+
 /// What makes a plan a container.
 ///
 /// # Errors
@@ -113,6 +116,9 @@ pub(super) fn text(plan: &GuestPlan, files: &LxcFiles, map: Option<IdMap>, host:
     set("lxc.arch", plan.arch.to_string());
     set("lxc.rootfs.path", format!("dir:{}", files.root().display()));
     set("lxc.console.logfile", plan.console_log.display().to_string());
+    // A full one becomes the one before, of which there is one.
+    set("lxc.console.size", CONSOLE_LOG.to_string());
+    set("lxc.console.rotate", "1".to_owned());
     set("lxc.cgroup.dir", cgroup(plan.id.as_str()));
     for (key, value) in map.map(IdMap::lines).into_iter().flatten() {
         set(key, value);
@@ -211,6 +217,8 @@ lxc.uts.name = web
 lxc.arch = amd64
 lxc.rootfs.path = dir:/lxc/web/rootfs
 lxc.console.logfile = /home/virga/guests/web/console.log
+lxc.console.size = 1048576
+lxc.console.rotate = 1
 lxc.cgroup.dir = virga-0000000a-0000-4000-8000-000000000000
 lxc.idmap = u 0 1000000 65536
 lxc.idmap = g 0 1000000 65536

@@ -71,7 +71,7 @@ pub(super) fn argv(plan: &GuestPlan, accel: Accelerator, begin: Begin<'_>) -> Re
         args.device(json!({"driver": "vmgenid", "guid": plan.id.as_str()}));
     }
     disks(plan, &mut args)?;
-    consoles(plan, &run, &mut args)?;
+    consoles(&run, &mut args)?;
     renewal(&run, &mut args)?;
     // Last, so that they take nobody's place: what is behind a port can come and go.
     for number in 0..PORTS {
@@ -236,11 +236,14 @@ fn backing(chain: &[Layer]) -> Result<Value> {
     }
 }
 
-fn consoles(plan: &GuestPlan, run: &RuntimeFiles, args: &mut Args) -> Result<()> {
-    // A socket that also logs: the log is written whether or not somebody is connected.
+fn consoles(run: &RuntimeFiles, args: &mut Args) -> Result<()> {
+    // A socket that also logs: whether or not somebody is connected. It does so to its standard output, which is the
+    // keeper's (`keeper.rs`): a file would grow without end.
     let console = comma(text(&run.console())?);
-    let log = comma(text(&plan.console_log)?);
-    args.add("-chardev", format!("socket,id=console,path={console},server=on,wait=off,logfile={log},logappend=on"));
+    args.add(
+        "-chardev",
+        format!("socket,id=console,path={console},server=on,wait=off,logfile=/dev/stdout,logappend=on"),
+    );
     args.add("-serial", "chardev:console");
     let qmp = comma(text(&run.qmp())?);
     args.add("-chardev", format!("socket,id=qmp,path={qmp},server=on,wait=off"));

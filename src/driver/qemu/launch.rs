@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,7 +11,7 @@ use serde_json::json;
 use super::args;
 use super::process::Life;
 use super::qmp::Qmp;
-use super::{memory, network};
+use super::{keeper, memory, network};
 use crate::base::cmd::{self, Cmd, Detached};
 use crate::base::layout::{RuntimeFiles, SOCKET_PATH_MAX};
 use crate::base::poll::{self, Deadline};
@@ -66,7 +67,9 @@ pub(super) fn launch(
     // Made here, so that what the guest says is private whatever the umask.
     drop(fs::open_or_create(&plan.console_log)?);
     let said_before = said(plan)?;
-    let mut child = Cmd::new(program).args(args::argv(plan, accel, begin)?).spawn_detached(life.into_log())?;
+    let qemu = Cmd::new(program).args(args::argv(plan, accel, begin)?);
+    let console = keeper::start(plan)?;
+    let mut child = qemu.spawn_detached_between(Stdio::null(), console.into(), life.into_log())?;
     tracing::debug!(guest = %plan.name, pid = child.pid(), ?accel, "started QEMU");
     let up = answers(plan, &files, &mut child, begin);
     let error = match up {

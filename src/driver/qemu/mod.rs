@@ -9,6 +9,7 @@
 mod args;
 mod fingerprint;
 mod firmware;
+pub(super) mod keeper;
 mod launch;
 mod memory;
 mod neighbour;
@@ -93,6 +94,7 @@ impl Qemu {
         while let Some(process) = Process::of(plan)? {
             process.end(CLOSING)?;
         }
+        keeper::settled(plan);
         tpm::end(plan)?;
         launch::clear(&RuntimeFiles::new(&plan.runtime))
     }
@@ -312,6 +314,10 @@ impl Driver for Qemu {
     }
 
     fn console_tail(&self, plan: &GuestPlan, lines: usize) -> Result<Vec<String>> {
+        if !process::lives(plan)? {
+            // Its last words are what is wanted most.
+            keeper::settled(plan);
+        }
         console::tail(&plan.console_log, lines)
     }
 
