@@ -9,6 +9,7 @@ pub mod container;
 pub mod crash;
 pub mod error;
 pub mod fs;
+pub mod given;
 pub mod interrupt;
 pub mod layout;
 pub mod lock;

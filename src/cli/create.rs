@@ -54,11 +54,12 @@ pub struct GuestArgs {
     #[arg(long, visible_alias = "publish", short = 'p', value_parser = value::<Forward>, value_name = "HOST:GUEST", help_heading = "Machine")]
     port: Vec<Forward>,
 
-    /// Your own cloud-init user-data, merged with virga's; may be given several times, and then a
-    /// later file replaces the lists of an earlier one, as in cloud-init
+    /// Your own cloud-init user-data in any of its forms, packed or not, merged with virga's; '-' reads standard
+    /// input, here and with the other files below. May be given several times, and then a later file replaces the
+    /// lists of an earlier one, as in cloud-init
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     user_data: Vec<PathBuf>,
-    /// Your own cloud-init meta-data
+    /// Your own cloud-init meta-data; what it lacks is filled in
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     meta_data: Option<PathBuf>,
     /// Your own cloud-init network-config

@@ -16,7 +16,7 @@ use crate::base::nic::{Mac, Network, Nic};
 use crate::base::plan::{Disk, DiskFormat, Forward, Layer, Tuning};
 use crate::base::poll::Laps;
 use crate::base::undo::Undo;
-use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, SessionId, fs, interrupt};
+use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, SessionId, given, interrupt};
 use crate::disk;
 use crate::driver::{Begin, Driver, Storage};
 use crate::guest::{self, Held, Phase, Record};
@@ -282,11 +282,11 @@ impl Material {
     fn read(env: Env<'_>, request: &CreateRequest) -> Result<Self> {
         let mut user_data = Vec::new();
         for path in &request.user_data {
-            user_data.push(seed::UserPart { name: file_name(path), bytes: read(path)? });
+            user_data.push(seed::UserPart { name: file_name(path), bytes: read(path, "--user-data")? });
         }
         let mut scripts = Vec::new();
         for path in &request.scripts {
-            let mut bytes = read(path)?;
+            let mut bytes = read(path, "--run-script-once")?;
             if request.scripts_are_shell && !bytes.starts_with(b"#!") {
                 bytes.splice(0..0, *b"#!/bin/sh\n");
             }
@@ -309,16 +309,16 @@ impl Material {
         }
         Ok(Material {
             user_data,
-            meta_data: request.meta_data.as_deref().map(read).transpose()?,
-            network_config: request.network_config.as_deref().map(read).transpose()?,
+            meta_data: request.meta_data.as_deref().map(|path| read(path, "--meta-data")).transpose()?,
+            network_config: request.network_config.as_deref().map(|path| read(path, "--network-config")).transpose()?,
             scripts,
             authorized,
         })
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path, SEED_FILE_LIMIT).map_err(|error| error.with_kind(Kind::Usage))
+fn read(path: &Path, option: &'static str) -> Result<Vec<u8>> {
+    given::read(path, SEED_FILE_LIMIT, option)
 }
 
 fn file_name(path: &Path) -> String {

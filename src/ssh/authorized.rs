@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use super::agent::{self, take_string};
 use super::keys;
 use crate::base::name::quoted;
-use crate::base::{Error, Kind, Result, fs};
+use crate::base::{Error, Kind, Result, fs, given};
 
 /// Room for hundreds of keys.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -101,7 +101,8 @@ fn from_files(files: &[PathBuf]) -> Result<AuthorizedKeys> {
     for file in files {
         let found = read_file(file)?;
         // ssh takes a public key's file as well: it then asks the agent for the private half.
-        identities.extend(private_half(file).or_else(|| (found.len() == 1).then(|| std::path::absolute(file).ok())?));
+        let alone = found.len() == 1 && is_there_later(file);
+        identities.extend(private_half(file).or_else(|| alone.then(|| std::path::absolute(file).ok())?));
         lines.extend(found);
     }
     Ok(AuthorizedKeys { keys: once_each(lines), origin: Origin::Files, identities, notes: Vec::new() })
@@ -162,6 +163,12 @@ fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<(Vec<String
     Ok((once_each(lines), identities))
 }
 
+/// Whether it is a file that `ssh` can be given later on: not what is piped in, by whichever name.
+fn is_there_later(file: &Path) -> bool {
+    let piped = given::is_stdin(file) || file.starts_with("/dev") || file.starts_with("/proc");
+    file.is_file() && !piped
+}
+
 /// `id_x` for `id_x.pub`, where it exists. Absolute, for it is used later from other folders.
 fn private_half(public: &Path) -> Option<PathBuf> {
     let private = std::path::absolute(public.with_extension("")).ok()?;
@@ -175,10 +182,7 @@ fn once_each(lines: Vec<Line>) -> Vec<String> {
 
 /// The keys in a public key file or an `authorized_keys` file; at least one.
 fn read_file(path: &Path) -> Result<Vec<Line>> {
-    let text = fs::read_text(path, FILE_LIMIT).map_err(|error| match error.kind() {
-        Kind::NotFound | Kind::Failed => error.with_kind(Kind::Usage),
-        _ => error,
-    })?;
+    let text = given::read_text(path, FILE_LIMIT, "--ssh-public-key-file")?;
     if text.contains("PRIVATE KEY-----") {
         let error = Error::usage(format!("'{}' is a private key", path.display()));
         return Err(error.hint("name the public key: the file that ends in .pub"));

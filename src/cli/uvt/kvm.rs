@@ -11,7 +11,7 @@ use crate::base::cmd::Output;
 use crate::base::container::ContainerWish;
 use crate::base::nic::Network;
 use crate::base::plan::Tuning;
-use crate::base::{Arch, BackendName, ByteSize, Error, GuestName, Kind, Result, fs, interrupt};
+use crate::base::{Arch, BackendName, ByteSize, Error, GuestName, Kind, Result, given, interrupt};
 use crate::cli::args::value;
 use crate::cli::term;
 use crate::ops::create::{CreateRequest, From, MachineRequest};
@@ -118,7 +118,8 @@ struct CreateArgs {
     #[arg(long, default_value = POOL, value_name = "POOL", help_heading = "Machine")]
     image_pool: String,
 
-    /// Your own cloud-init user-data, merged with what gets you in
+    /// Your own cloud-init user-data, merged with what gets you in; '-' reads standard input, here and with the other
+    /// files below
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     user_data: Option<PathBuf>,
     /// Your own cloud-init meta-data
@@ -333,7 +334,8 @@ fn ssh(args: SshArgs) -> Result<ExitCode> {
 }
 
 fn wait(args: WaitArgs) -> Result<()> {
-    let script = args.remote_wait_script.map(|file| fs::read(&file, SCRIPT_LIMIT)).transpose()?;
+    let script = args.remote_wait_script;
+    let script = script.map(|file| given::read(&file, SCRIPT_LIMIT, "--remote-wait-script")).transpose()?;
     let entry = Entry { user: args.remote_wait_user, key: args.ssh_private_key_file, insecure: args.insecure };
     let request = wait::Request {
         name: args.name,

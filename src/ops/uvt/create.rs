@@ -10,7 +10,7 @@ use crate::base::cmd::{self, Cmd};
 use crate::base::lock::Mode;
 use crate::base::name::{arch_name, quoted};
 use crate::base::plan::DiskFormat;
-use crate::base::{Arch, Context as _, Error, Kind, Result, fs};
+use crate::base::{Arch, Context as _, Error, Kind, Result, given};
 use crate::disk;
 use crate::driver::libvirt::uvtool::Uvtool;
 use crate::guest::Record;
@@ -59,7 +59,7 @@ pub fn create(env: Env<'_>, wish: &Wish, mut request: CreateRequest) -> Result<R
             .hint(format!("a volume that no guest has: virsh vol-delete --pool {POOL} {volume}")));
     }
     if let Some(template) = &wish.template {
-        request.tuning.template = Some(fs::read_text(template, TEMPLATE_LIMIT)?);
+        request.tuning.template = Some(given::read_text(template, TEMPLATE_LIMIT, "--template")?);
     }
     // The image stays until the guest's disk names it.
     let _lock = store.lock(env, Mode::Shared)?;
