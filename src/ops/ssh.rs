@@ -13,6 +13,7 @@ pub fn login(env: Env<'_>, record: &Record, user: Option<String>) -> Login {
         user: user.unwrap_or_else(|| record.user.clone()),
         alias: known_hosts::alias(record.name()),
         known_hosts: env.settings.layout.guest_files(record.name()).known_hosts(),
+        algorithms: known_hosts::algorithms(&record.plan.host_keys),
         identities: record.identities.clone(),
         pinned: true,
     }

@@ -5,9 +5,28 @@ use std::path::Path;
 use crate::base::name::quoted;
 use crate::base::{Error, GuestName, Result, fs};
 
-/// The key types that virga injects, for `HostKeyAlgorithms`: a guest that
-/// offers another one is not ours.
-pub const ALGORITHMS: &str = "ssh-ed25519,ecdsa-sha2-nistp256";
+/// What virga injects where a record does not say.
+const USUAL: [&str; 2] = ["ssh-ed25519", "ecdsa-sha2-nistp256"];
+
+/// The guest's host keys as `HostKeyAlgorithms`: a guest that offers another one is not ours. `public_keys` are lines as
+/// in [`lines`], of any kind.
+#[must_use]
+pub fn algorithms<S: AsRef<str>>(public_keys: &[S]) -> String {
+    let plain = |kind: &&str| kind.bytes().all(|b| b.is_ascii_alphanumeric() || b"-@.".contains(&b));
+    let kinds = public_keys.iter().filter_map(|line| line.as_ref().split_ascii_whitespace().next()).filter(plain);
+    let mut algorithms: Vec<&str> = Vec::new();
+    for kind in kinds {
+        let of_kind: &[&str] = match kind {
+            // One kind of key, several ways to sign. What it is called after is SHA-1, which OpenSSH takes no more.
+            "ssh-rsa" => &["rsa-sha2-512", "rsa-sha2-256"],
+            // One that `ssh` does not know it would end with.
+            "ssh-dss" => &[],
+            kind => &[kind],
+        };
+        algorithms.extend(of_kind.iter().filter(|name| !algorithms.contains(name)).collect::<Vec<_>>());
+    }
+    if algorithms.is_empty() { USUAL.join(",") } else { algorithms.join(",") }
+}
 
 /// The name under which a guest's keys are filed. It stands for the guest and
 /// not for an address, so ports may change hands without a false alarm or a
@@ -71,6 +90,27 @@ mod tests {
         let list = Cmd::new("ssh-keygen").args(["-l", "-f"]).arg(&path).run().unwrap().text();
         assert!(list.contains("(ED25519)") && list.contains("(ECDSA)"), "{list}");
         assert_eq!(list.lines().count(), 2);
+    }
+
+    #[test]
+    fn each_kind_of_key_has_its_algorithms_and_ssh_knows_them() {
+        let of = |kinds: &[&str]| algorithms(&kinds.iter().map(|kind| format!("{kind} AAAA")).collect::<Vec<_>>());
+        for (kinds, wanted) in [
+            (&["ssh-rsa"][..], "rsa-sha2-512,rsa-sha2-256"),
+            (&["ecdsa-sha2-nistp384", "ssh-ed25519"], "ecdsa-sha2-nistp384,ssh-ed25519"),
+            (
+                &["ecdsa-sha2-nistp521", "ssh-rsa", "ecdsa-sha2-nistp521"],
+                "ecdsa-sha2-nistp521,rsa-sha2-512,rsa-sha2-256",
+            ),
+            (&["ssh-dss", "ssh-ed25519"], "ssh-ed25519"),
+            (&["ssh-dss"], "ssh-ed25519,ecdsa-sha2-nistp256"),
+            (&["-oProxyCommand=x,y"], "ssh-ed25519,ecdsa-sha2-nistp256"),
+            (&[], "ssh-ed25519,ecdsa-sha2-nistp256"),
+        ] {
+            assert_eq!(of(kinds), wanted, "{kinds:?}");
+            let option = format!("HostKeyAlgorithms={wanted}");
+            Cmd::new("ssh").args(["-G", "-F", "/dev/null", "-o", &option, "host"]).run().unwrap();
+        }
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 pub use crate::base::cmd::{exit_code, shell_word};
 
-use super::known_hosts::ALGORITHMS;
 use crate::base::cmd::{Cmd, Output, Pipes, interrupt_all};
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, Kind, Result};
@@ -26,6 +25,8 @@ pub struct Login {
     pub alias: String,
     /// The guest's own `known_hosts` file; absolute.
     pub known_hosts: PathBuf,
+    /// What those keys can sign with ([`known_hosts::algorithms`](super::known_hosts::algorithms)).
+    pub algorithms: String,
     /// Private keys to log in with; absolute. Empty: those of the agent and
     /// the default ones, as `ssh` finds them.
     pub identities: Vec<PathBuf>,
@@ -101,7 +102,7 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
     ];
     match login.pinned {
         true => options.extend([
-            ("HostKeyAlgorithms", ALGORITHMS.into()),
+            ("HostKeyAlgorithms", login.algorithms.clone()),
             ("UserKnownHostsFile", quoted_path(&login.known_hosts)?),
             ("StrictHostKeyChecking", "yes".into()),
         ]),

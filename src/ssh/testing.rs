@@ -107,6 +107,7 @@ impl Sshd {
             user: Cmd::new("id").arg("-un").run().unwrap().text().trim().to_owned(),
             alias: "virga-test".into(),
             known_hosts: self.path("known_hosts"),
+            algorithms: known_hosts::algorithms(&self.keys.public_lines()),
             identities: vec![self.user_key.path.clone()],
         }
     }

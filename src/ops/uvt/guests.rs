@@ -84,6 +84,7 @@ impl Way {
             user: entry.user.clone().or(noted_user).unwrap_or_else(|| USER.to_owned()),
             alias,
             known_hosts: file.path().to_owned(),
+            algorithms: known_hosts::algorithms(&keys),
             identities: key.map_or(noted_keys, |key| vec![key]),
             pinned,
         };

@@ -1,5 +1,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 
+use rstest::rstest;
+
 use super::*;
 use crate::base::fs;
 use crate::base::poll::LONG;
@@ -61,6 +63,41 @@ fn any_other_host_key_is_refused() {
         assert!(words(&output).contains("Host key verification failed"), "{}", words(&output));
     }
     assert_eq!(known("right", &sshd.keys.public_lines()).text(), "in\n");
+}
+
+/// Of whatever kind the user gave the guest, and with a certificate beside it.
+#[rstest]
+#[case::rsa(&["-t", "rsa", "-b", "2048"], false)]
+#[case::p384(&["-t", "ecdsa", "-b", "384"], false)]
+#[case::p521(&["-t", "ecdsa", "-b", "521"], false)]
+#[case::rsa_with_a_certificate(&["-t", "rsa", "-b", "2048"], true)]
+fn a_host_key_of_any_kind_is_known_again(#[case] options: &[&str], #[case] certified: bool) {
+    let sshd = Sshd::start();
+    let (key, ca) = (sshd.path("own"), sshd.path("ca"));
+    let keygen = |path: &Path, options: &[&str]| {
+        Cmd::new("ssh-keygen").args(["-q", "-N", "", "-f"]).arg(path).args(options).run().unwrap();
+    };
+    keygen(&key, options);
+    let private = fs::read(&key, 10_000).unwrap();
+    for name in ["host_ed25519", "host_ecdsa"] {
+        fs::write_atomic(&sshd.path(name), &private, 0o600).unwrap();
+    }
+    if certified {
+        keygen(&ca, &["-t", "ed25519"]);
+        let sign = Cmd::new("ssh-keygen").args(["-q", "-h", "-I", "x", "-n", "virga-test", "-s"]).arg(&ca);
+        sign.arg(sshd.path("own.pub")).run().unwrap();
+        let config = fs::read_text(&sshd.path("sshd_config"), 10_000).unwrap();
+        let config = format!("{config}HostCertificate \"{}\"\n", sshd.path("own-cert.pub").display());
+        fs::write_atomic(&sshd.path("sshd_config"), config.as_bytes(), 0o600).unwrap();
+    }
+    let public = fs::read_text(&sshd.path("own.pub"), 10_000).unwrap();
+    let mut target = target(&sshd);
+    let before = run(&target, &["echo", "in"], b"", LIMIT).unwrap();
+    assert_eq!(exit_code(before.status), 255, "that is no key of ours");
+    known_hosts::write(&target.login.known_hosts, "virga-test", &[&public]).unwrap();
+    target.login.algorithms = known_hosts::algorithms(&[public]);
+    let output = run(&target, &["echo", "in"], b"", LIMIT).unwrap();
+    assert_eq!(output.text(), "in\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
