@@ -54,6 +54,7 @@ fn value_of(info: &info::Info) -> Value {
         "name": plan.name,
         "state": info.listed.state.word(),
         "id": plan.id,
+        "instance_id": record.instance(),
         "driver": record.driver,
         "connect": plan.daemon.as_ref().map(|daemon| &daemon.uri),
         "pool": plan.daemon.as_ref().map(|daemon| &daemon.pool),
@@ -89,6 +90,7 @@ fn rows(info: &info::Info) -> Vec<(&'static str, String)> {
         ("state", info.listed.state.word().to_owned()),
         ("ended", info.details.ending.clone().unwrap_or_default()),
         ("id", plan.id.to_string()),
+        ("instance", record.instance.clone().unwrap_or_default()),
         ("driver", record.driver.to_string()),
     ];
     if let Some(daemon) = &plan.daemon {

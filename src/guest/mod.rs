@@ -90,6 +90,9 @@ pub struct Record {
     pub user: String,
     /// The private keys that open it; empty: those that `ssh` finds by itself.
     pub identities: Vec<PathBuf>,
+    /// cloud-init's instance-id where it is not the plan's id: one of the user's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// What the driver was given.
     pub plan: GuestPlan,
     /// The plan that was before, while a change to it is under way: its backend knows the one or the other.
@@ -125,6 +128,7 @@ impl Record {
             origin,
             user: String::new(),
             identities: Vec::new(),
+            instance: None,
             plan,
             was: None,
             session: None,
@@ -139,6 +143,12 @@ impl Record {
     #[must_use]
     pub fn name(&self) -> &GuestName {
         &self.plan.name
+    }
+
+    /// The instance-id that cloud-init has in it.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        self.instance.as_deref().unwrap_or(self.plan.id.as_str())
     }
 }
 

@@ -38,7 +38,7 @@ pub fn wait(env: Env<'_>, name: &GuestName, goal: Goal, timeout: Duration) -> Re
             },
             alive: &|| Ok(driver.glance(&record.plan)?.is_none_or(Status::is_alive)),
             login: &login,
-            instance: &record.plan.id,
+            instance: record.instance(),
             stage: stage.as_ref(),
         })
     };

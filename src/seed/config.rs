@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::login::Access;
-use super::part::setting;
+use super::settings::{Config, known};
 use super::{SeedRequest, yaml};
 use crate::base::name::quoted;
 use crate::base::{Context as _, Error, Result};
@@ -67,13 +67,13 @@ fn is_package(text: &str) -> bool {
     text.len() <= 256 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.bytes().all(plain)
 }
 
-/// Our share of the user-data, beside the user's plain `documents`.
+/// Our share of the user-data, beside the user's own configuration.
 ///
 /// # Errors
 /// [`Kind::Usage`](crate::base::Kind::Usage) when cloud-init could not merge it with theirs.
 pub(super) fn ours(
     request: &SeedRequest,
-    documents: &[&Value],
+    configs: &[Config],
     access: &Access,
     host_keys: Option<Value>,
 ) -> Result<Ours> {
@@ -91,6 +91,9 @@ pub(super) fn ours(
             additions.insert("chpasswd".into(), json!({ "expire": false }));
         }
     }
+    if access.add_default {
+        additions.insert("users".into(), json!(["default"]));
+    }
     if let Some(users) = &access.users {
         decisions.insert("users".into(), users.clone());
     }
@@ -100,46 +103,12 @@ pub(super) fn ours(
     for (key, ours) in &additions {
         // cloud-init silently keeps only theirs when the types differ.
         let same = |theirs: &Value| theirs.is_array() == ours.is_array() && theirs.is_object() == ours.is_object();
-        if setting(documents, key).is_some_and(|theirs| !same(theirs)) {
+        if known(configs, key).is_some_and(|theirs| !same(theirs)) {
             let kind = if ours.is_array() { "list" } else { "mapping" };
             return Err(Error::usage(format!("the user-data's '{key}' is not a {kind}")));
         }
     }
     Ok(Ours { additions, decisions })
-}
-
-/// Identity, and the access keys once more: what user-data of any form does to
-/// its own lists cannot touch them here.
-///
-/// # Errors
-/// [`Kind::Usage`](crate::base::Kind::Usage) when the user's own meta-data is not a YAML mapping.
-pub(super) fn meta_data(request: &SeedRequest, access: &Access) -> Result<Vec<u8>> {
-    let mut document = match &request.meta_data {
-        Some(bytes) => mapping(bytes, "the meta-data")?,
-        None => Map::new(),
-    };
-    document.entry("instance-id").or_insert_with(|| json!(request.instance_id.as_str()));
-    if !document.contains_key("hostname") {
-        document.entry("local-hostname").or_insert_with(|| json!(request.name.as_str()));
-    }
-    if access.for_default_user && !request.authorized_keys.is_empty() {
-        let mut keys = match document.remove("public-keys") {
-            Some(Value::String(text)) => text.lines().map(|line| json!(line)).collect(),
-            Some(Value::Array(keys)) => keys,
-            // By name, each one key or a list of keys.
-            Some(Value::Object(named)) => named
-                .into_iter()
-                .flat_map(|(_, keys)| match keys {
-                    Value::Array(keys) => keys,
-                    key => vec![key],
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
-        keys.extend(request.authorized_keys.iter().map(|key| json!(key)));
-        document.insert("public-keys".into(), Value::Array(keys));
-    }
-    Ok(yaml::write(&document)?.into_bytes())
 }
 
 /// The user's own network configuration as it is, or DHCP on the guest's cards.
@@ -175,7 +144,11 @@ pub(super) fn network_config(request: &SeedRequest) -> Result<Vec<u8>> {
     Ok(yaml::write(&document)?.into_bytes())
 }
 
-fn mapping(bytes: &[u8], what: &str) -> Result<Map<String, Value>> {
+/// A document of the user's that must be a mapping.
+///
+/// # Errors
+/// [`Kind::Usage`](crate::base::Kind::Usage) when it is none.
+pub(super) fn mapping(bytes: &[u8], what: &str) -> Result<Map<String, Value>> {
     let text = std::str::from_utf8(bytes)
         .context(|| format!("{what} is not UTF-8 text"))
         .map_err(|error| error.with_kind(crate::base::Kind::Usage))?;

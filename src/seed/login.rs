@@ -1,13 +1,9 @@
-//! Who can log in, and by which host keys the guest is known, given the user's
-//! own user-data.
+//! Who can log in, given the user's own user-data.
 
 use serde_json::{Map, Value, json};
-use ssh_key::{PrivateKey, PublicKey};
 
-use super::HostKey;
-use super::part::setting;
+use super::settings::{Config, Setting, known, lists_default, setting};
 use crate::base::name::quoted;
-use crate::base::{Error, Result};
 
 /// How the access keys and the password get to a user.
 #[derive(Default)]
@@ -16,6 +12,8 @@ pub(super) struct Access {
     pub login_user: Option<String>,
     /// The user-data's `users`, one of them given our keys and password, to replace the original.
     pub users: Option<Value>,
+    /// Whether `default` is to be added to whatever the guest finds in `users`.
+    pub add_default: bool,
     /// Whether keys and password are for the image's default user.
     pub for_default_user: bool,
     pub warnings: Vec<String>,
@@ -24,22 +22,39 @@ pub(super) struct Access {
 /// cloud-init gives keys and password at the top level to the default user alone,
 /// and makes that user only when `users` is absent or lists `default`. So a list
 /// without it would lock us out; then ours go to the first of its users that can log in.
-pub(super) fn decide(documents: &[&Value], keys: &[String], password: Option<&str>) -> Access {
+/// Where the list is known in the guest alone, `default` is added to it.
+pub(super) fn decide(configs: &[Config], keys: &[String], password: Option<&str>) -> Access {
     let mut access = Access { for_default_user: true, ..Access::default() };
-    let user = setting(documents, "user").and_then(name_of).map(str::to_owned);
-    let configured = || {
-        let name = setting(documents, "system_info")?.pointer("/default_user/name")?;
-        Some(name.as_str()?.to_owned())
-    };
-    let Some(users) = setting(documents, "users").filter(|users| !users.is_null()) else {
-        access.login_user = user.or_else(configured);
-        return access;
+    let wanted = !keys.is_empty() || password.is_some();
+    let users = match setting(configs, "users") {
+        Setting::Known(users) => users,
+        Setting::Absent => {
+            access.login_user = default_user(configs);
+            access.add_default = wanted && configs.iter().any(|config| matches!(config, Config::Fetched));
+            return access;
+        }
+        Setting::Unknown { what, text } => {
+            access.login_user = default_user(configs);
+            access.add_default = wanted;
+            if wanted && !lists_default(text) && !lists_default_plainly(configs) {
+                access.warnings.push(format!(
+                    "what {what} makes of 'users' is known in the guest alone: 'default' is added to it, so that SSH \
+                     keys and password get in, as the default user"
+                ));
+            }
+            return access;
+        }
     };
     let mut entries = entries(users);
     // A top-level `user` makes cloud-init add the default user to the list.
-    let has_default = setting(documents, "user").is_some_and(|user| !user.is_null());
-    if has_default || entries.iter().any(|entry| name(entry) == "default") {
-        access.login_user = user.or_else(configured);
+    if known(configs, "user").is_some_and(|user| !user.is_null()) || has_default(&entries) {
+        access.login_user = default_user(configs);
+        return access;
+    }
+    if users.is_null() {
+        // A key without a value, as in a template that nobody filled in: cloud-init would make no user at all.
+        access.login_user = default_user(configs);
+        access.users = wanted.then(|| json!(["default"]));
         return access;
     }
     let able: Vec<usize> = (0..entries.len()).filter(|&at| can_log_in(&entries[at])).collect();
@@ -52,7 +67,7 @@ pub(super) fn decide(documents: &[&Value], keys: &[String], password: Option<&st
         return access;
     };
     let chosen = name(&entries[at]).to_owned();
-    if !keys.is_empty() || password.is_some() {
+    if wanted {
         access.warnings.push(format!(
             "the user-data's 'users' does not list 'default', so the image's own user is not made: \
              SSH keys and password go to {}",
@@ -67,6 +82,24 @@ pub(super) fn decide(documents: &[&Value], keys: &[String], password: Option<&st
     }
     access.login_user = Some(chosen);
     access
+}
+
+/// The name of the default user, where configuration decides it.
+fn default_user(configs: &[Config]) -> Option<String> {
+    let user = known(configs, "user").and_then(name_of);
+    let configured = || known(configs, "system_info")?.pointer("/default_user/name")?.as_str();
+    user.or_else(configured).map(str::to_owned)
+}
+
+fn has_default(entries: &[Map<String, Value>]) -> bool {
+    entries.iter().any(|entry| name(entry) == "default")
+}
+
+fn lists_default_plainly(configs: &[Config]) -> bool {
+    configs.iter().any(|config| match config {
+        Config::Plain { document, .. } => document.get("users").is_some_and(|users| has_default(&entries(users))),
+        Config::Unknown { .. } | Config::Fetched => false,
+    })
 }
 
 /// The entries of `users` in the form of a list of mappings; cloud-init also
@@ -158,69 +191,6 @@ fn set_password(entry: &mut Map<String, Value>, password: &str) {
     let hashed = password.starts_with('$') && password.matches('$').count() >= 3;
     entry.insert(if hashed { "passwd" } else { "plain_text_passwd" }.into(), json!(password));
     entry.insert("lock_passwd".into(), json!(false));
-}
-
-/// The host keys of the guest.
-pub(super) struct HostKeys {
-    /// `ssh_keys` for cloud-init; `None` when the user's own are used.
-    pub inject: Option<Value>,
-    /// Each as `type base64`.
-    pub public: Vec<String>,
-    pub warnings: Vec<String>,
-}
-
-/// Ours, unless plain cloud-config of the user brings its own: then theirs are what the guest will show.
-///
-/// # Errors
-/// [`Kind::Usage`](crate::base::Kind::Usage) when theirs cannot be recognised: the guest could then not be verified.
-pub(super) fn host_keys(documents: &[&Value], ours: &[HostKey]) -> Result<HostKeys> {
-    if let Some(theirs) = setting(documents, "ssh_keys").filter(|value| !value.is_null()) {
-        let theirs = theirs.as_object().ok_or_else(|| Error::usage("the user-data's 'ssh_keys' is not a mapping"))?;
-        let mut public = Vec::new();
-        for (key, value) in theirs {
-            if let Some(kind) = key.strip_suffix("_private") {
-                public.push(public_of(kind, value, theirs.get(&format!("{kind}_public")))?);
-            }
-        }
-        if !public.is_empty() {
-            let warning = "the user-data brings SSH host keys of its own: they are used, none is made";
-            return Ok(HostKeys { inject: None, public, warnings: vec![warning.into()] });
-        }
-    }
-    let mut inject = Map::new();
-    let mut public = Vec::new();
-    for key in ours {
-        inject.insert(format!("{}_private", key.kind.name()), json!(key.private_openssh));
-        inject.insert(format!("{}_public", key.kind.name()), json!(key.public_openssh));
-        public.push(plain_public(&key.public_openssh).map_err(|e| e.with_kind(crate::base::Kind::Failed))?);
-    }
-    Ok(HostKeys { inject: (!ours.is_empty()).then_some(Value::Object(inject)), public, warnings: Vec::new() })
-}
-
-fn public_of(kind: &str, private: &Value, public: Option<&Value>) -> Result<String> {
-    let stated = public.and_then(Value::as_str).map(plain_public).transpose()?;
-    // Older PEM forms cannot be read here; for them the stated public key is all there is.
-    let derived = private.as_str().and_then(|text| PrivateKey::from_openssh(text).ok()).and_then(|key| {
-        let text = key.public_key().to_openssh().ok()?;
-        plain_public(&text).ok()
-    });
-    match (stated, derived) {
-        (Some(stated), Some(derived)) if stated != derived => {
-            Err(Error::usage(format!("in the user-data's 'ssh_keys', {kind}_public does not belong to {kind}_private")))
-        }
-        (Some(public), _) | (None, Some(public)) => Ok(public),
-        (None, None) => Err(Error::usage(format!("the user-data's 'ssh_keys' has {kind}_private that cannot be read"))
-            .hint(format!("add {kind}_public, so that the guest can be recognised"))),
-    }
-}
-
-/// A public key's line without its comment.
-fn plain_public(line: &str) -> Result<String> {
-    let mut key = PublicKey::from_openssh(line.trim())
-        .map_err(|error| Error::usage(format!("{} is not an SSH public key", quoted(line))).because(error))?;
-    key.set_comment("");
-    let text = key.to_openssh().map_err(|error| Error::failed("writing an SSH public key").because(error))?;
-    Ok(text.trim_end().to_owned())
 }
 
 #[cfg(test)]

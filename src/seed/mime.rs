@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::config::Ours;
-use super::part::{Form, Part};
+use super::part::{Carried, Content, Form, Part};
 use super::{Script, yaml};
 use crate::base::Result;
 
@@ -29,7 +29,7 @@ pub(super) fn user_data(parts: &[Part<'_>], ours: &Ours, scripts: &[Script]) -> 
     }
     let mut entities = Vec::new();
     for (number, part) in (1..).zip(parts) {
-        entities.push(theirs(number, part));
+        entities.extend(theirs(number, part));
     }
     // Behind theirs: the merging rules of a part say how it goes over those before it.
     for (name, rule, document) in
@@ -49,28 +49,33 @@ pub(super) fn user_data(parts: &[Part<'_>], ours: &Ours, scripts: &[Script]) -> 
     Ok(join(&entities))
 }
 
-fn theirs(number: usize, part: &Part<'_>) -> Vec<u8> {
-    let name = format!("user-{number:03}-{}", plain(part.name));
+fn theirs(number: usize, part: &Part<'_>) -> Vec<Vec<u8>> {
+    let bytes = match &part.content {
+        Content::Whole(bytes) => bytes,
+        Content::Parts(parts) => {
+            return parts.iter().map(|Carried { headers, body }| encoded(headers, "", body)).collect();
+        }
+    };
     let kind = match part.form {
         // A message is an entity as it stands: headers, empty line, body.
-        Form::Mime => return [part.bytes.trim_ascii_start(), b"\n"].concat(),
+        Form::Message => return vec![[bytes.trim_ascii_start(), b"\n"].concat()],
         Form::CloudConfig => "text/cloud-config",
         Form::Archive => "text/cloud-config-archive",
-        Form::Gzip => "application/gzip",
         // This type makes cloud-init look at the first line.
-        Form::FirstLine => "text/plain",
+        Form::Jinja | Form::Patch | Form::Include | Form::Script | Form::Other => "text/plain",
     };
-    entity(kind, &name, "", part.bytes)
+    vec![entity(kind, &format!("user-{number:03}-{}", plain(part.name)), "", bytes)]
 }
 
 fn entity(kind: &str, name: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let first = format!("Content-Type: {kind}\nContent-Disposition: attachment; filename=\"{name}\"\n");
+    encoded(&first, headers, body)
+}
+
+fn encoded(first: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let simple = body.iter().all(|b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t' | b'\n'));
     let encoding = if simple { "7bit" } else { "base64" };
-    let mut bytes = format!(
-        "Content-Type: {kind}\nContent-Disposition: attachment; filename=\"{name}\"\n\
-         Content-Transfer-Encoding: {encoding}\n{headers}\n"
-    )
-    .into_bytes();
+    let mut bytes = format!("{first}Content-Transfer-Encoding: {encoding}\n{headers}\n").into_bytes();
     if simple {
         bytes.extend(body);
     } else {

@@ -7,28 +7,34 @@
 //! | `vendor-data` | `cloud-init/base.yaml`, the defaults that user-data overrides |
 //! | `network-config` | DHCP on the guest's cards, or the user's own |
 //!
-//! A user's user-data is never rewritten: it travels as parts of a MIME
-//! message, ours behind them, and cloud-init merges (its documentation:
-//! "User data formats", "Merging user data sections"). What must get in whatever
+//! A user's user-data travels as parts of a MIME message, ours behind them, and
+//! cloud-init merges (its documentation: "User data formats", "Merging user data
+//! sections"). The parts are the user's own, byte by byte; only what gzip or
+//! base64 is around them is taken off, which cloud-init does not do everywhere. What must get in whatever
 //! the user wrote is in a part that replaces; the rest only adds.
 
 mod config;
 mod copy;
+mod host_keys;
 pub mod iso;
 mod login;
+mod message;
+mod meta_data;
 mod mime;
 mod part;
 mod rename;
+mod settings;
+mod unpack;
 mod warm;
 mod yaml;
 
 use std::fmt;
 
-use serde_json::Value;
-
 use crate::base::nic::Mac;
 use crate::base::plan::InstanceId;
 use crate::base::{GuestName, Result};
+
+use settings::Config;
 
 pub use copy::copy_part;
 pub use rename::{renamed, renamed_in};
@@ -122,6 +128,8 @@ pub struct Seed {
     pub files: Vec<(String, Vec<u8>)>,
     /// The user to log in as, where user-data decides it; `None`: the image's default user.
     pub login_user: Option<String>,
+    /// cloud-init's instance-id where the user's meta-data has one of its own; `None`: that of the request.
+    pub instance: Option<String>,
     /// The host keys that the guest will show, each as `type base64`: ours, or
     /// those that the user's user-data brings.
     pub host_public_keys: Vec<String>,
@@ -141,7 +149,7 @@ impl Seed {
     }
 }
 
-/// Makes the documents of a seed. Pure: the same request gives the same seed.
+/// Makes the documents of a seed. The same request gives the same seed. Host keys of the user's are shown to `ssh-keygen`.
 ///
 /// # Errors
 /// [`Kind::Usage`](crate::base::Kind::Usage) naming the file and line, for what cloud-init would refuse or
@@ -149,21 +157,23 @@ impl Seed {
 /// duplicate keys in it, hostile keys, passwords, packages or scripts.
 pub fn build(request: &SeedRequest) -> Result<Seed> {
     config::check(request)?;
-    let parts = part::read(&request.user_data)?;
-    let documents: Vec<&Value> = parts.iter().filter_map(|part| part.document.as_ref()).collect();
-    let access = login::decide(&documents, &request.authorized_keys, request.password.as_deref());
-    let host_keys = login::host_keys(&documents, &request.host_keys)?;
-    let ours = config::ours(request, &documents, &access, host_keys.inject)?;
+    let mut parts = part::read(&request.user_data)?;
+    let configs: Vec<Config> = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.configs)).collect();
+    let access = login::decide(&configs, &request.authorized_keys, request.password.as_deref());
+    let host_keys = host_keys::host_keys(&configs, &request.host_keys)?;
+    let ours = config::ours(request, &configs, &access, host_keys.inject)?;
     let user_data = mime::user_data(&parts, &ours, &request.run_scripts_once)?;
 
+    let meta_data = meta_data::meta_data(request, &access)?;
     let files = vec![
-        ("meta-data".to_owned(), config::meta_data(request, &access)?),
+        ("meta-data".to_owned(), meta_data.bytes),
         ("user-data".to_owned(), user_data),
         ("network-config".to_owned(), config::network_config(request)?),
         ("vendor-data".to_owned(), config::BASE.as_bytes().to_vec()),
     ];
-    let warnings = [access.warnings, host_keys.warnings].concat();
-    Ok(Seed { files, login_user: access.login_user, host_public_keys: host_keys.public, warnings })
+    let warnings = [access.warnings, host_keys.warnings, meta_data.warnings].concat();
+    let (login_user, host_public_keys) = (access.login_user, host_keys.public);
+    Ok(Seed { files, login_user, instance: meta_data.instance, host_public_keys, warnings })
 }
 
 // These hold secrets, so what shows them in a log shows only their shape.

@@ -1,7 +1,9 @@
 //! Read back by what the guest reads with: Python's `email` and PyYAML.
 
+mod packed;
+
 use rstest::rstest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::base::cmd::Cmd;
@@ -41,7 +43,7 @@ fn file(seed: &Seed, name: &str) -> Vec<u8> {
 }
 
 /// Runs `code` with the file's bytes as `data`; `out` is returned.
-fn python(code: &str, data: &[u8]) -> Value {
+pub(super) fn python(code: &str, data: &[u8]) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data");
     fs::write_new(&path, data, 0o600).unwrap();
@@ -53,7 +55,7 @@ fn python(code: &str, data: &[u8]) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn pyyaml(data: &[u8]) -> Value {
+pub(super) fn pyyaml(data: &[u8]) -> Value {
     python("out = yaml.safe_load(data)", data)
 }
 
@@ -205,6 +207,10 @@ fn options_that_would_not_arrive_are_refused() {
         (script, "echo no interpreter"),
         (meta, "- a"),
         (meta, "a: 1\na: 2"),
+        (meta, "instance-id: [a]"),
+        (meta, "instance-id: \"a\\nb\""),
+        (meta, "instance-id: .."),
+        (meta, &format!("instance-id: {}", "x".repeat(256))),
         (network, "text"),
         (network, "ethernets: {}"),
         (network, "version: [2"),
@@ -234,24 +240,15 @@ fn user_data_of_every_form_arrives_untouched(#[case] bytes: &[u8], #[case] kind:
     let seed = build(&with_user_data(&[bytes])).unwrap();
     let parts = parts(&seed);
     assert_eq!(parts[0], [kind, "user-001-file_0", "", std::str::from_utf8(bytes).unwrap()]);
-    let added = pyyaml(part(&parts, "virga-additions")[3].as_bytes());
+    let mut added = pyyaml(part(&parts, "virga-additions")[3].as_bytes());
+    // Whatever the guest fetches, our keys are for somebody.
+    let users = added.as_object_mut().unwrap().remove("users");
+    assert_eq!(users, bytes.starts_with(b"#include").then(|| json!(["default"])));
     assert_eq!(added, json!({"ssh_authorized_keys": [OUR_KEY]}));
     let decided = pyyaml(part(&parts, "virga-decisions")[3].as_bytes());
     assert!(decided["ssh_keys"]["ed25519_private"].as_str().unwrap().contains("OPENSSH PRIVATE KEY"));
     assert!(parts[1][2].contains("list(append)") && parts[2][2].contains("dict(replace)"), "{parts:?}");
     assert_eq!(parts.len(), 3);
-}
-
-#[test]
-fn messages_and_gzip_are_taken_in_whole() {
-    let message = b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"b\"\n\n--b\n\
-        Content-Type: text/cloud-config\n\npackages: [a]\n--b\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--b--\n";
-    let seed = build(&with_user_data(&[message, b"\x1f\x8b\x08\x00rest"])).unwrap();
-    let parts = parts(&seed);
-    assert_eq!([&parts[0][0], &parts[0][3]], ["text/cloud-config", "packages: [a]"]);
-    assert_eq!([&parts[1][0], &parts[1][3]], ["text/x-shellscript", "#!/bin/sh"]);
-    assert_eq!(parts[2], ["application/gzip", "user-002-file_1", "", "\u{1f}\\x8b\u{8}\0rest"]);
-    assert_eq!(parts.len(), 5);
 }
 
 #[rstest]
@@ -329,6 +326,39 @@ fn a_users_own_meta_data_is_completed() {
         wanted.as_object_mut().unwrap().entry("instance-id").or_insert(id);
         assert_eq!(pyyaml(&file(&build(&request).unwrap(), "meta-data")), wanted, "{theirs}");
     }
+}
+
+#[rstest]
+#[case::text("instance-id: iid-local01", Some("iid-local01"))]
+#[case::number("instance-id: 12345", Some("12345"))]
+#[case::number_that_yaml_would_change("instance-id: 0123", Some("0123"))]
+#[case::large_number("instance-id: 123456789012345678901234567890", Some("123456789012345678901234567890"))]
+#[case::fraction("instance-id: 1.10", Some("1.10"))]
+#[case::date("instance-id: 2026-01-31", Some("2026-01-31"))]
+#[case::truth("instance-id: yes", Some("yes"))]
+#[case::time("instance-id: 1:30", Some("1:30"))]
+#[case::quoted("\"instance-id\": \"a b/c: it's\"", Some("a b/c: it's"))]
+#[case::json("{\"instance-id\": \"i-1\", \"local-hostname\": \"h\"}", Some("i-1"))]
+#[case::anchor("x: &a i-2\ninstance-id: *a", Some("i-2"))]
+#[case::null("instance-id:", None)]
+#[case::tilde("instance-id: ~", None)]
+#[case::empty("instance-id: ''", None)]
+#[case::blanks("instance-id: '  '", None)]
+#[case::absent("local-hostname: h", None)]
+#[case::nothing("", None)]
+#[case::another_key("instance_id: x", None)]
+fn whatever_instance_id_the_guest_gets_is_known(#[case] theirs: &str, #[case] own: Option<&str>) {
+    let request = SeedRequest { meta_data: Some(theirs.into()), ..request() };
+    let seed = build(&request).unwrap();
+    assert_eq!(seed.instance.as_deref(), own);
+    assert_eq!(pyyaml(&file(&seed, "meta-data"))["instance-id"], own.unwrap_or(request.instance_id.as_str()));
+    assert_eq!(seed.warnings.len(), usize::from(theirs.contains("instance_id")), "{:?}", seed.warnings);
+}
+
+#[test]
+fn user_data_from_elsewhere_is_told() {
+    let request = SeedRequest { meta_data: Some("seedfrom: http://x/".into()), ..request() };
+    assert!(build(&request).unwrap().warnings[0].contains("seedfrom"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::part::{self, Form};
+use super::settings::Config;
 use super::{UserPart, yaml};
 use crate::base::Result;
 
@@ -61,21 +62,17 @@ pub fn why_cold(user_data: &[UserPart]) -> Result<Vec<String>> {
     let mut reasons = Vec::new();
     for part in part::read(user_data)? {
         let name = crate::base::name::quoted(part.name);
-        match (&part.document, part.form) {
-            (Some(Value::Object(document)), _) => {
-                let late = TOO_LATE.iter().filter(|key| document.contains_key(**key));
+        match (part.configs.as_slice(), part.form) {
+            ([Config::Plain { document, .. }], Form::CloudConfig) => {
+                let late = TOO_LATE.iter().filter(|key| document.get(**key).is_some());
                 reasons
                     .extend(late.map(|key| format!("the user-data {name} has '{key}', which is for the first boot")));
             }
-            (_, Form::FirstLine) if is_script(part.bytes) => {}
+            (_, Form::Script) => {}
             _ => reasons.push(format!("what the user-data {name} does is known in the guest alone")),
         }
     }
     Ok(reasons)
-}
-
-fn is_script(bytes: &[u8]) -> bool {
-    bytes.trim_ascii_start().starts_with(b"#!")
 }
 
 #[cfg(test)]

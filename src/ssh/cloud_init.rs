@@ -16,8 +16,6 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::base::plan::InstanceId;
-
 /// cloud-init's own result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -60,19 +58,20 @@ impl fmt::Display for Trouble {
 ///
 /// No single quotes and no backslashes: the login shell that gets it as one
 /// quoted word may be another than `sh`.
-pub(super) fn script(root: &str, instance: &InstanceId) -> String {
+pub(super) fn script(root: &str, instance: &str) -> String {
+    let instance = pattern(instance);
     format!(
         r#"r={root}/run/cloud-init v={root}/var/lib/cloud e={root}/etc/cloud old= other=
 echo virga:in
 while :; do
   if [ -e $r/result.json ]; then
     id=; {{ read -r id <$v/data/instance-id; }} 2>/dev/null
-    if [ "$id" = {instance} ]; then
+    case $id in {instance})
       sync
       echo virga:status; cat $r/status.json; echo; echo virga:end
       echo virga:result; cat $r/result.json; echo; echo virga:end
       exit 0
-    fi
+    esac
     [ "$id" = "$other" ] || echo "virga:other $id"; other=$id
   elif [ -e $r/disabled ] || [ -e $e/cloud-init.disabled ]; then
     echo virga:disabled; exit 0
@@ -87,6 +86,17 @@ while :; do
 done
 "#
     )
+}
+
+/// An instance id as a pattern of the shell's. What any shell might give a meaning to is left open: an id of the user's
+/// may be any text, and `read` takes blanks off its ends.
+fn pattern(instance: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:/+=@,%".contains(c);
+    let mut pattern: String = instance.trim().chars().map(|c| if plain(c) { c } else { '*' }).collect();
+    while pattern.contains("**") {
+        pattern = pattern.replace("**", "*");
+    }
+    pattern
 }
 
 /// What the script has said so far.

@@ -15,7 +15,6 @@ use super::relay;
 use super::session::{Login, SshTarget, Style, Tty, need_ssh, shell_word, ssh_command};
 use crate::base::cmd::{Output, Running, last_words};
 use crate::base::name::quoted;
-use crate::base::plan::InstanceId;
 use crate::base::poll::{self, Deadline};
 use crate::base::progress::Stage;
 use crate::base::{Error, Result};
@@ -74,7 +73,7 @@ pub struct WaitRequest<'a> {
     /// Who logs in.
     pub login: &'a Login,
     /// The instance whose cloud-init result counts.
-    pub instance: &'a InstanceId,
+    pub instance: &'a str,
     /// Told what is being waited for.
     pub stage: &'a dyn Stage,
 }

@@ -2,10 +2,13 @@ use rstest::rstest;
 
 use super::super::yaml;
 use super::*;
-use crate::base::Kind;
 
-fn document(text: &str) -> Value {
-    yaml::parse(text, "the test").unwrap()
+fn document(text: &str) -> Config {
+    Config::plain(yaml::parse(text, "the test").unwrap(), false)
+}
+
+fn unknown(text: &str) -> Config {
+    Config::Unknown { what: "the user-data 'j'".into(), text: text.into() }
 }
 
 fn keys() -> Vec<String> {
@@ -22,9 +25,8 @@ fn keys() -> Vec<String> {
 #[case::old_user_mapping("{user: {name: ann}, users: [{name: joe}]}", Some("ann"))]
 #[case::renamed_default("system_info: {default_user: {name: ops}}", Some("ops"))]
 #[case::renamed_and_listed("{system_info: {default_user: {name: ops}}, users: [default]}", Some("ops"))]
-#[case::no_users_key("users:", None)]
 fn the_default_user_keeps_our_keys(#[case] text: &str, #[case] login: Option<&str>) {
-    let access = decide(&[&document(text)], &keys(), None);
+    let access = decide(&[document(text)], &keys(), None);
     assert_eq!(access.login_user.as_deref(), login);
     assert!(access.for_default_user && access.users.is_none() && access.warnings.is_empty(), "{:?}", access.warnings);
 }
@@ -43,7 +45,7 @@ fn the_default_user_keeps_our_keys(#[case] text: &str, #[case] login: Option<&st
     4
 )]
 fn a_list_without_default_gets_our_keys(#[case] text: &str, #[case] login: &str, #[case] at: usize) {
-    let access = decide(&[&document(text)], &keys(), Some("secret"));
+    let access = decide(&[document(text)], &keys(), Some("secret"));
     assert_eq!(access.login_user.as_deref(), Some(login));
     assert!(!access.for_default_user);
     let users = access.users.unwrap();
@@ -63,7 +65,7 @@ fn their_own_keys_stay_and_ours_come_once() {
         "users: [{name: joe, uid: 1200, ssh-authorized-keys: [theirs, ssh-ed25519 OURS]}]",
         "users: [{name: joe, uid: 1200, ssh_authorized_keys: \"theirs\\nssh-ed25519 OURS\"}]",
     ] {
-        let users = decide(&[&document(text)], &keys(), None).users.unwrap();
+        let users = decide(&[document(text)], &keys(), None).users.unwrap();
         let wanted = json!([{"name": "joe", "uid": 1200, "ssh_authorized_keys": ["theirs", "ssh-ed25519 OURS"]}]);
         assert_eq!(users, wanted, "{text}");
     }
@@ -72,7 +74,7 @@ fn their_own_keys_stay_and_ours_come_once() {
 #[test]
 fn a_hashed_password_stays_hashed() {
     let text = document("users: [{name: joe, plain_text_passwd: x, lock-passwd: true}]");
-    let users = decide(&[&text], &[], Some("$6$salt$hash")).users.unwrap();
+    let users = decide(&[text], &[], Some("$6$salt$hash")).users.unwrap();
     let wanted = json!([{"name": "joe", "passwd": "$6$salt$hash", "lock_passwd": false, "ssh_authorized_keys": []}]);
     assert_eq!(users, wanted);
 }
@@ -80,71 +82,71 @@ fn a_hashed_password_stays_hashed() {
 #[test]
 fn nobody_to_log_in_as_is_said() {
     for text in ["users: []", "users: [{name: a, system: true}]"] {
-        let access = decide(&[&document(text)], &keys(), None);
+        let access = decide(&[document(text)], &keys(), None);
         assert_eq!(access.login_user, None);
         assert!(access.warnings[0].contains("SSH will not let anyone in"), "{:?}", access.warnings);
     }
 }
 
+/// cloud-init would make no user at all of it.
 #[test]
-fn the_last_document_decides_unless_it_has_rules_of_its_own() {
-    let (one, two) = (document("users: [{name: joe}]"), document("users: [default]"));
-    assert_eq!(decide(&[&one, &two], &keys(), None).login_user, None);
-    assert_eq!(decide(&[&two, &one], &keys(), None).login_user.as_deref(), Some("joe"));
-    let rules = document("{merge_how: 'list(append)', users: [{name: joe}]}");
-    let access = decide(&[&two, &rules], &keys(), None);
-    assert!(access.login_user.is_none() && access.for_default_user);
-}
-
-fn pair() -> (String, String) {
-    let key = PrivateKey::random(&mut rand_core::OsRng, ssh_key::Algorithm::Ed25519).unwrap();
-    let public = key.public_key().to_openssh().unwrap();
-    (key.to_openssh(ssh_key::LineEnding::LF).unwrap().to_string(), public)
-}
-
-fn ours() -> Vec<HostKey> {
-    let (private_openssh, public) = pair();
-    vec![HostKey { kind: super::super::HostKeyKind::Ed25519, private_openssh, public_openssh: public + " made here" }]
+fn a_users_key_without_a_value_is_filled_in() {
+    let access = decide(&[document("users:")], &keys(), None);
+    assert_eq!((access.users, access.for_default_user, access.login_user), (Some(json!(["default"])), true, None));
+    assert_eq!(decide(&[document("users:")], &[], None).users, None);
 }
 
 #[test]
-fn our_host_keys_are_injected_and_known_without_comment() {
-    let ours = ours();
-    for text in ["{}", "ssh_keys:", "ssh_keys: {ed25519_certificate: x}"] {
-        let keys = host_keys(&[&document(text)], &ours).unwrap();
-        let inject = keys.inject.unwrap();
-        assert_eq!(inject["ed25519_private"], ours[0].private_openssh);
-        assert_eq!(inject["ed25519_public"], ours[0].public_openssh);
-        assert_eq!(format!("{} made here", keys.public[0]), ours[0].public_openssh);
-    }
+fn the_last_document_decides_unless_it_has_rules_of_its_own() {
+    let (one, two) = (|| document("users: [{name: joe}]"), || document("users: [default]"));
+    assert_eq!(decide(&[one(), two()], &keys(), None).login_user, None);
+    assert_eq!(decide(&[two(), one()], &keys(), None).login_user.as_deref(), Some("joe"));
+    let rules = || document("{merge_how: 'list(append)', users: [{name: joe}]}");
+    let access = decide(&[two(), rules()], &keys(), None);
+    assert!(access.login_user.is_none() && access.for_default_user && access.warnings.is_empty());
+    // In neither of the two.
+    let access = decide(&[one(), rules()], &keys(), None);
+    assert!(access.add_default && access.warnings[0].contains("'default' is added"), "{:?}", access.warnings);
+}
+
+#[rstest]
+#[case::list("users:\n- name: joe\n  shell: {{ x }}\n", true)]
+#[case::flow("{users: [{name: joe}]}", true)]
+#[case::quoted("\"users\" : [joe]", true)]
+#[case::in_a_condition("{% if x %}\nusers: [joe]\n{% endif %}\n", true)]
+#[case::a_patch("#cloud-config-jsonp\n[{ \"op\": \"add\", \"path\": \"/users\", \"value\": [] }]", true)]
+#[case::default_is_there("users:\n- default\n- name: joe\n", false)]
+#[case::default_in_a_flow("users: [default, {name: joe}]", false)]
+fn a_list_that_only_the_guest_knows_gets_default(#[case] text: &str, #[case] told: bool) {
+    let access = decide(&[unknown(text)], &keys(), None);
+    assert!(access.add_default && access.for_default_user && access.users.is_none());
+    assert_eq!(access.warnings.len(), usize::from(told), "{:?}", access.warnings);
+    assert!(access.warnings.iter().all(|warning| warning.contains("the user-data 'j'")));
+    // Without keys there is nobody to let in.
+    assert!(!decide(&[unknown(text)], &[], None).add_default);
+}
+
+#[rstest]
+#[case("hostname: {{ x }}\n")]
+#[case("system_users: [a]\nusers_file: b\n# users are elsewhere\n")]
+fn a_text_without_users_changes_nothing(#[case] text: &str) {
+    let access = decide(&[unknown(text)], &keys(), None);
+    assert!(!access.add_default && access.for_default_user && access.warnings.is_empty());
 }
 
 #[test]
-fn host_keys_of_the_user_are_taken_over() {
-    let (private, public) = pair();
-    for theirs in [
-        json!({"ssh_keys": {"ed25519_private": private}}),
-        json!({"ssh_keys": {"ed25519_private": private, "ed25519_public": format!("{public} x@y")}}),
-        json!({"ssh_keys": {"ed25519_private": "an older PEM form", "ed25519_public": public}}),
-    ] {
-        let keys = host_keys(&[&theirs], &ours()).unwrap();
-        assert!(keys.inject.is_none());
-        assert_eq!(keys.public, std::slice::from_ref(&public));
-        assert!(keys.warnings[0].contains("of its own"));
-    }
+fn what_the_guest_fetches_may_bring_users() {
+    let access = decide(&[Config::Fetched], &keys(), None);
+    assert!(access.add_default && access.for_default_user && access.warnings.is_empty());
+    // A list that is known takes the place of whatever was fetched.
+    let access = decide(&[Config::Fetched, document("users: [joe]")], &keys(), None);
+    assert!(!access.add_default && access.users.is_some());
 }
 
 #[test]
-fn host_keys_that_cannot_be_verified_are_refused() {
-    let ((private, _), (_, other)) = (pair(), pair());
-    for (theirs, reason) in [
-        (json!({"ssh_keys": {"rsa_private": "an older PEM form"}}), "cannot be read"),
-        (json!({"ssh_keys": {"ed25519_private": private, "ed25519_public": other}}), "does not belong"),
-        (json!({"ssh_keys": {"rsa_private": "x", "rsa_public": "nonsense"}}), "not an SSH public key"),
-        (json!({"ssh_keys": ["x"]}), "not a mapping"),
-    ] {
-        let error = host_keys(&[&theirs], &ours()).err().unwrap();
-        assert_eq!(error.kind(), Kind::Usage);
-        assert!(error.to_string().contains(reason), "{error}");
-    }
+fn a_document_behind_one_that_is_not_known_decides() {
+    let access = decide(&[unknown("users: [{{ x }}]"), document("users: [joe]")], &keys(), None);
+    assert_eq!((access.login_user.as_deref(), access.add_default), (Some("joe"), false));
+    let access = decide(&[document("users: [joe]"), unknown("users: [{{ x }}]")], &keys(), None);
+    assert_eq!((access.login_user, access.add_default, access.users), (None, true, None));
 }

@@ -84,7 +84,7 @@ fn end_of(running: &mut Running) -> Output {
 #[test]
 fn one_line_is_one_look() {
     let folder = tempfile::tempdir().unwrap();
-    let (id, root) = (InstanceId::generate().unwrap(), folder.path().to_str().unwrap());
+    let (id, root) = ("i-1", folder.path().to_str().unwrap());
     let put = |name: &str, text: &str| {
         let path = folder.path().join(name);
         fs::create_dir(path.parent().unwrap()).unwrap();
@@ -93,7 +93,7 @@ fn one_line_is_one_look() {
     put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-config"}}"#);
     put("run/cloud-init/result.json", RESULT);
     put("var/lib/cloud/data/instance-id", "other\n");
-    let mut running = Cmd::new("sh").args(["-c", &script(root, &id)]).spawn().unwrap();
+    let mut running = Cmd::new("sh").args(["-c", &script(root, id)]).spawn().unwrap();
     running.send(b"status\n");
     wait_for("its stage", || running.peek(|said| Report::read(said).stage).is_some());
     put("run/cloud-init/status.json", HEALTHY);
@@ -106,7 +106,7 @@ fn one_line_is_one_look() {
 /// The script in every POSIX shell that is here.
 #[test]
 fn the_script_reads_the_documented_files() {
-    let id = InstanceId::generate().unwrap();
+    let id = "00000000-0000-4000-8000-000000000001";
     for shell in ["dash", "bash", "sh"] {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().to_str().unwrap();
@@ -116,7 +116,7 @@ fn the_script_reads_the_documented_files() {
             fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
         };
         let run = || {
-            let mut running = Cmd::new(shell).args(["-c", &script(root, &id)]).spawn().unwrap();
+            let mut running = Cmd::new(shell).args(["-c", &script(root, id)]).spawn().unwrap();
             running.feed(b"\nstatus\n\nstatus\n".to_vec());
             let output = end_of(&mut running);
             assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{shell}");
@@ -144,6 +144,37 @@ fn the_script_reads_the_documented_files() {
 
 #[test]
 fn the_script_survives_one_pair_of_quotes() {
-    let script = script("", &InstanceId::generate().unwrap());
+    let script = script("", "it's \\ my 'id'");
     assert!(!script.contains('\'') && !script.contains('\\'));
+}
+
+/// Whatever a user calls an instance, in every POSIX shell that is here: it is known by its own name, and another is not.
+#[test]
+fn any_instance_id_is_known_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
+    };
+    put("run/cloud-init/status.json", HEALTHY);
+    put("run/cloud-init/result.json", RESULT);
+    for id in
+        ["i-0abc", "iid-local01", "12", "~me", "it's", "a b; exit", " x ", "a\\b$HOME`ls`", "[!a]", "über", "!!", "*"]
+    {
+        for shell in ["dash", "bash", "sh"] {
+            let end = |there: &str| {
+                put("var/lib/cloud/data/instance-id", &format!("{there}\n"));
+                let script = script(folder.path().to_str().unwrap(), id);
+                assert!(!script.contains(['\'', '\\']), "{id}");
+                let mut running = Cmd::new(shell).args(["-c", &script]).spawn().unwrap();
+                running.feed(b"\n".to_vec());
+                Report::read(&end_of(&mut running).stdout).end
+            };
+            assert_eq!(end(id), Some(End::Result(Outcome::Done)), "{id} in {shell}");
+            if id.chars().any(char::is_alphanumeric) {
+                assert_eq!(end("who-else"), None, "{id} in {shell}");
+            }
+        }
+    }
 }

@@ -33,7 +33,7 @@ impl Stage for Stages {
 struct Guest {
     sshd: Sshd,
     root: tempfile::TempDir,
-    id: InstanceId,
+    id: String,
     alive: AtomicBool,
     /// How often it was asked whether it lives, and how often the answer was no.
     asked: AtomicUsize,
@@ -44,7 +44,7 @@ struct Guest {
 
 impl Guest {
     fn new(sshd: Sshd) -> Self {
-        let (root, id) = (tempfile::tempdir().unwrap(), InstanceId::generate().unwrap());
+        let (root, id) = (tempfile::tempdir().unwrap(), "i-0123".to_owned());
         let login = sshd.login();
         let guest = Guest {
             sshd,
@@ -146,7 +146,7 @@ fn cloud_inits_three_results() {
         (DEGRADED, Outcome::Degraded(trouble("init", None, "warning: careful"))),
         (FAILED, Outcome::Error(trouble("modules-final", Some("scripts_user"), "RuntimeError('x')"))),
     ] {
-        guest.finish(status, guest.id.as_str());
+        guest.finish(status, &guest.id);
         let ready = guest.wait(Goal::CloudInit).unwrap();
         assert_eq!(ready.outcome, Some(outcome));
         let goals: Vec<Goal> = ready.stages.iter().map(|(goal, _)| *goal).collect();
@@ -166,7 +166,7 @@ fn the_answer_comes_soon_after_the_result() {
         guest.put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-final"}}"#);
         guest.told("cloud-init (modules-final)");
         guest.put("run/cloud-init/status.json", "{}");
-        guest.put("var/lib/cloud/data/instance-id", guest.id.as_str());
+        guest.put("var/lib/cloud/data/instance-id", &guest.id);
     };
     let ready = with(done, || guest.wait(Goal::CloudInit)).unwrap();
     assert_eq!(ready.outcome, Some(Outcome::Done));
@@ -280,7 +280,7 @@ fn a_broken_session_is_taken_up_again() {
         guest.sshd.come_up();
         guest.told("cloud-init");
         guest.sshd.cut();
-        guest.finish("{}", guest.id.as_str());
+        guest.finish("{}", &guest.id);
     };
     let ready = with(restart, || guest.wait(Goal::CloudInit)).unwrap();
     assert_eq!(ready.outcome, Some(Outcome::Done));
