@@ -280,6 +280,18 @@ impl GuestFiles {
         self.folder.join("asked")
     }
 
+    /// A public key that gets in and whose private half is no file here; `number` counts from 0.
+    #[must_use]
+    pub fn access_key(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("keys/{number}.pub"))
+    }
+
+    /// Is there while nobody has to wait for a login: somebody was let in since the guest was started.
+    #[must_use]
+    pub fn entered(&self) -> PathBuf {
+        self.folder.join("entered")
+    }
+
     /// The host keys to expect, in OpenSSH's `known_hosts` form.
     #[must_use]
     pub fn known_hosts(&self) -> PathBuf {

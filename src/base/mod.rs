@@ -29,7 +29,7 @@ pub use error::{Context, Error, Kind, Result};
 pub use layout::Layout;
 pub use name::{
     Arch, BackendName, Digest, DigestAlgorithm, GuestName, GuestPath, ImageId, RelPath, SessionId, SnapshotName,
-    TemplateId,
+    TemplateId, UserName,
 };
 pub use plan::GuestPlan;
 pub use size::ByteSize;

@@ -13,12 +13,14 @@ mod backend;
 mod guest_path;
 mod session;
 mod snapshot;
+mod user;
 
 pub use arch::{Arch, arch_name, arch_names, is_arch};
 pub use backend::BackendName;
 pub use guest_path::GuestPath;
 pub use session::SessionId;
 pub use snapshot::SnapshotName;
+pub use user::UserName;
 
 /// A guest's name, which is also its hostname: 1 to 63 of `a-z 0-9 -`,
 /// beginning with a letter, not ending with a hyphen (RFC 1123 section 2.1,

@@ -88,7 +88,8 @@ pub struct Record {
     pub origin: Origin,
     /// The user to log in as.
     pub user: String,
-    /// The private keys that open it; empty: those that `ssh` finds by itself.
+    /// The keys that open it, as `ssh` is told of them: private keys' files, and public ones' in the guest's folder, these
+    /// relative to it. Empty: those that `ssh` finds by itself.
     pub identities: Vec<PathBuf>,
     /// cloud-init's instance-id where it is not the plan's id: one of the user's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Env, change, clock, list, machine, saved};
+use super::{Env, change, clock, list, machine, saved, wait};
 use crate::base::{Error, GuestName, Kind, Result, fs};
 use crate::driver::{Autostart, Begin, Driver, SavedIn, Status, Stop};
 use crate::guest::{self, Doing, Held};
@@ -39,6 +39,7 @@ fn start_held(env: Env<'_>, held: &mut Held) -> Result<bool> {
         return saved::go_on(env, held).map(|()| true);
     }
     clock::mark(held, status == Status::Saved)?;
+    wait::begun(env, held.record.name())?;
     let started = driver.start(&held.record.plan, Begin::Boot).map_err(|error| match status {
         Status::Saved => error.hint(saved::from_disk(held.record.name())),
         _ => error,

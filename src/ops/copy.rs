@@ -134,7 +134,7 @@ pub(super) fn write_seed(
     }
     identity::write(&env.settings.layout, plan, &seed)?;
     held.record.user = user.to_owned();
-    held.record.identities.clone_from(&access.identities);
+    identity::grant(&env.settings.layout, &mut held.record, access)?;
     held.record.plan.host_keys = seed.host_public_keys;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{Env, list, ssh};
+use super::{Env, list, ssh, wait};
 use crate::base::cmd::Pipes;
 use crate::base::name::quoted;
 use crate::base::{Context as _, Error, GuestName, GuestPath, Kind, Result, fs};
@@ -147,6 +147,9 @@ fn over_ssh(
     output: &mut dyn Write,
 ) -> Result<()> {
     let address = list::address(env, record.name())?;
+    wait::until_login(env, record.name(), env.settings.defaults.timeout)?;
+    // Who its user is may have been found out just now.
+    let record = &guest::get(&env.settings.layout, record.name())?;
     let target = ssh::login(env, record, None).at(address);
     let line: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
     let mut said = Vec::new();

@@ -359,7 +359,7 @@ impl Job<'_> {
         let user = request.user.clone().or(seed.login_user).or_else(|| user.map(str::to_owned));
         held.record.user = user.unwrap_or_else(|| machine::GIVEN_USER.to_owned());
         held.record.instance = seed.instance;
-        held.record.identities = material.authorized.identities.clone();
+        identity::grant(&env.settings.layout, &mut held.record, &material.authorized)?;
         held.record.plan.host_keys = seed.host_public_keys;
         Ok(host_keys)
     }

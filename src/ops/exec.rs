@@ -1,6 +1,6 @@
 //! Running a program in a guest: by its driver where that can, else over SSH.
 
-use super::{Env, list, ssh};
+use super::{Env, list, ssh, wait};
 use crate::base::cmd::Pipes;
 use crate::base::{Error, GuestName, Result};
 use crate::driver::{Ability, Exec, Status};
@@ -51,8 +51,9 @@ pub fn over_ssh(env: Env<'_>, name: &GuestName, exec: &Exec) -> Result<u8> {
     if exec.command.is_empty() {
         return Err(Error::usage("no command is given"));
     }
-    let record = guest::get(&env.settings.layout, name)?;
     let address = list::address(env, name)?;
+    wait::until_login(env, name, env.settings.defaults.timeout)?;
+    let record = guest::get(&env.settings.layout, name)?;
     let set = exec.environment.iter().map(|(name, value)| shell_word(&format!("{name}={value}")));
     let words = exec.command.iter().map(|word| shell_word(word));
     let mut line = vec!["exec".to_owned(), "env".to_owned()];

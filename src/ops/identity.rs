@@ -4,15 +4,17 @@ use std::path::PathBuf;
 
 use crate::base::plan::Disk;
 use crate::base::{GuestName, GuestPlan, Layout, Result, fs};
+use crate::guest::Record;
 use crate::seed::{self, Seed};
-use crate::ssh::{keys, known_hosts};
+use crate::ssh::authorized::{AuthorizedKeys, Identity};
+use crate::ssh::{keys as host, known_hosts};
 
 /// New host keys for a guest.
 ///
 /// # Errors
 /// When the system has no random numbers to give.
 pub(super) fn host_keys(name: &GuestName) -> Result<Vec<seed::HostKey>> {
-    let host_keys = keys::HostKeys::generate(&format!("root@{name}"))?;
+    let host_keys = host::HostKeys::generate(&format!("root@{name}"))?;
     Ok([(seed::HostKeyKind::Ed25519, host_keys.ed25519), (seed::HostKeyKind::Ecdsa, host_keys.ecdsa)]
         .map(|(kind, pair)| seed::HostKey { kind, private_openssh: pair.private, public_openssh: pair.public })
         .to_vec())
@@ -35,6 +37,36 @@ pub(super) fn write(layout: &Layout, plan: &GuestPlan, seed: &Seed) -> Result<()
     let public: Vec<&str> = seed.host_public_keys.iter().map(String::as_str).collect();
     let known = known_hosts::lines(&known_hosts::alias(&plan.name), &public)?;
     fs::write_new(&files.known_hosts(), known.as_bytes(), 0o600)
+}
+
+/// Notes in a new guest's record by which keys `ssh` gets in, and puts those that are no files into its folder.
+///
+/// # Errors
+/// When one cannot be written.
+pub(super) fn grant(layout: &Layout, record: &mut Record, access: &AuthorizedKeys) -> Result<()> {
+    let files = layout.guest_files(record.name());
+    let mut identities = Vec::new();
+    for (number, identity) in access.identities.iter().enumerate() {
+        identities.push(match identity {
+            Identity::Private(path) => path.clone(),
+            Identity::Public(key) => {
+                let path = files.access_key(number);
+                fs::create_private_dir(fs::folder_of(&path))?;
+                // Closed to others as a private key's is: `ssh` looks for that in it.
+                fs::write_new(&path, format!("{key}\n").as_bytes(), 0o600)?;
+                // The folder may get another name.
+                path.strip_prefix(files.folder()).map_or_else(|_| path.clone(), PathBuf::from)
+            }
+        });
+    }
+    record.identities = identities;
+    Ok(())
+}
+
+/// The files of the keys by which `ssh` gets in.
+pub(in crate::ops) fn keys(layout: &Layout, record: &Record) -> Vec<PathBuf> {
+    let files = layout.guest_files(record.name());
+    record.identities.iter().map(|path| files.folder().join(path)).collect()
 }
 
 /// Has the files of a guest say its name where they say another.

@@ -4,7 +4,7 @@
 //! the mark of what it was saved with ([`Record::saved`]). That mark is taken back, durably, before the guest runs on:
 //! after a power cut no old memory is loaded over a newer disk.
 
-use super::{Env, clock};
+use super::{Env, clock, wait};
 use crate::base::plan::difference;
 use crate::base::undo::Undo;
 use crate::base::{Error, GuestName, Result, fs};
@@ -73,6 +73,7 @@ pub(super) fn go_on(env: Env<'_>, held: &mut Held) -> Result<()> {
     unchanged(driver.as_ref(), &held.record)?;
     clock::due(held)?;
     held.now(Some(Doing::Resuming))?;
+    wait::begun(env, &plan.name)?;
     let started = driver.start(&plan, Begin::Empty(None))?;
     let mut undo = Undo::new();
     let (again, same) = (env.driver(held.record.driver), plan.clone());

@@ -2,7 +2,11 @@
 //!
 //! One place decides: key files that the user names; else the agent's keys;
 //! else every `~/.ssh/id_*.pub`; else a key that virga makes. They are not
-//! mixed, so that naming a file keeps every other key out.
+//! mixed, so that naming a file keeps every other key out, with one exception:
+//! virga itself always gets in. Where that would take a passphrase, a token or an agent
+//! that may be gone tomorrow, its own key is authorized as well.
+
+mod private;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -38,11 +42,19 @@ pub struct AuthorizedKeys {
     pub keys: Vec<String>,
     /// Where they come from.
     pub origin: Origin,
-    /// Private keys that fit, for `ssh -i`. Empty: `ssh` finds them by itself
-    /// (in the agent, under its default names).
-    pub identities: Vec<PathBuf>,
+    /// The same keys as `ssh` is told of them, that of virga's own first.
+    pub identities: Vec<Identity>,
     /// What was passed over and why, one line each.
     pub notes: Vec<String>,
+}
+
+/// An authorized key, as `ssh` is told that it may offer it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Its private half's file.
+    Private(PathBuf),
+    /// Itself, as `TYPE BASE64`: the private half is an agent's, or somebody else's.
+    Public(String),
 }
 
 /// Where authorized keys come from.
@@ -63,7 +75,8 @@ pub enum Origin {
     },
 }
 
-/// Collects the keys: those of [`find`], else virga's own, which is made (once) when there is none.
+/// Collects the keys: those of [`find`], and virga's own, which is made (once), when there is none or none that opens a
+/// guest for virga whenever it has to get in.
 ///
 /// # Errors
 /// As [`find`], and when virga's own key cannot be read or made.
@@ -71,11 +84,64 @@ pub fn collect(sources: &Sources) -> Result<AuthorizedKeys> {
     let mut found = find(sources)?;
     if found.keys.is_empty() {
         let own = keys::own_key(sources.own)?;
-        found.keys = vec![own.public];
         found.origin = Origin::Own { path: own.path.clone(), made: own.made };
-        found.identities = vec![own.path];
+        found.admit(own);
+        return Ok(found);
     }
+    let Some(why) = found.why_not_sure() else { return Ok(found) };
+    let held = match found.origin {
+        Origin::Agent => true,
+        _ => found.held_by(sources.agent),
+    };
+    match found.origin {
+        // Whoever named it does not want another; as long as that agent is there nobody needs one.
+        Origin::Files if held => return Ok(found),
+        _ if held => {}
+        _ => found.notes.push(format!("{why}, and no agent holds it: virga's own key gets in as well")),
+    }
+    found.admit(keys::own_key(sources.own)?);
     Ok(found)
+}
+
+impl AuthorizedKeys {
+    fn new(lines: Vec<Line>, origin: Origin, notes: Vec<String>) -> Self {
+        let lines = once_each(lines);
+        let identity = |line: &Line| match &line.private {
+            Some(path) => Identity::Private(path.clone()),
+            None => Identity::Public(line.key.clone()),
+        };
+        let identities = lines.iter().map(identity).collect();
+        AuthorizedKeys { keys: lines.into_iter().map(|line| line.text).collect(), origin, identities, notes }
+    }
+
+    /// Lets virga's own key in, which is tried before any that somebody would have to be asked for.
+    fn admit(&mut self, own: keys::OwnKey) {
+        self.keys.push(own.public);
+        self.identities.insert(0, Identity::Private(own.path));
+    }
+
+    /// Why none of the keys opens a guest without anybody's help; `None` when one does.
+    fn why_not_sure(&self) -> Option<String> {
+        let mut why = None;
+        for identity in &self.identities {
+            if let Identity::Private(path) = identity {
+                match private::why_shut(path) {
+                    Some(reason) => why = why.or(Some(reason)),
+                    None => return None,
+                }
+            }
+        }
+        Some(why.unwrap_or_else(|| "no private half of your SSH keys is here".into()))
+    }
+
+    /// Whether the agent holds one of them. One that does not answer holds none.
+    fn held_by(&self, agent: Option<&Path>) -> bool {
+        let held = agent.and_then(|socket| agent::list(socket).ok()).unwrap_or_default();
+        held.iter().any(|key| {
+            let encoded = BASE64.encode(&key.blob);
+            self.keys.iter().any(|line| line.split(' ').any(|word| word == encoded))
+        })
+    }
 }
 
 /// The user's own keys; none is an empty list. Makes nothing.
@@ -88,27 +154,23 @@ pub fn find(sources: &Sources) -> Result<AuthorizedKeys> {
         return from_files(sources.files);
     }
     let mut notes = Vec::new();
-    let keys = from_agent(sources.agent, &mut notes)?;
-    if !keys.is_empty() {
-        return Ok(AuthorizedKeys { keys, origin: Origin::Agent, identities: Vec::new(), notes });
+    let lines = from_agent(sources.agent, &mut notes)?;
+    if !lines.is_empty() {
+        return Ok(AuthorizedKeys::new(lines, Origin::Agent, notes));
     }
-    let (keys, identities) = from_home(sources.home, &mut notes)?;
-    Ok(AuthorizedKeys { keys, origin: Origin::Home, identities, notes })
+    let lines = from_home(sources.home, &mut notes)?;
+    Ok(AuthorizedKeys::new(lines, Origin::Home, notes))
 }
 
 fn from_files(files: &[PathBuf]) -> Result<AuthorizedKeys> {
-    let (mut lines, mut identities) = (Vec::new(), Vec::new());
+    let mut lines = Vec::new();
     for file in files {
-        let found = read_file(file)?;
-        // ssh takes a public key's file as well: it then asks the agent for the private half.
-        let alone = found.len() == 1 && is_there_later(file);
-        identities.extend(private_half(file).or_else(|| alone.then(|| std::path::absolute(file).ok())?));
-        lines.extend(found);
+        lines.extend(read_file(file)?);
     }
-    Ok(AuthorizedKeys { keys: once_each(lines), origin: Origin::Files, identities, notes: Vec::new() })
+    Ok(AuthorizedKeys::new(lines, Origin::Files, Vec::new()))
 }
 
-fn from_agent(socket: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<String>> {
+fn from_agent(socket: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<Line>> {
     let Some(socket) = socket else { return Ok(Vec::new()) };
     let held = match agent::list(socket) {
         Ok(held) => held,
@@ -133,12 +195,12 @@ fn from_agent(socket: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<Stri
             Err(why) => notes.push(format!("the agent's key {} is not used: {why}", quoted(&comment))),
         }
     }
-    Ok(once_each(lines))
+    Ok(lines)
 }
 
-fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<(Vec<String>, Vec<PathBuf>)> {
-    let (mut lines, mut identities) = (Vec::new(), Vec::new());
-    let Some(home) = home else { return Ok((Vec::new(), identities)) };
+fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let Some(home) = home else { return Ok(lines) };
     let folder = home.join(".ssh");
     let names = fs::list_dir(&folder).unwrap_or_else(|error| {
         // Nobody named this folder either.
@@ -152,21 +214,12 @@ fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<(Vec<String
         }
         let file = folder.join(name);
         match read_file(&file) {
-            Ok(found) => {
-                identities.extend(private_half(&file));
-                lines.extend(found);
-            }
+            Ok(found) => lines.extend(found),
             // Nobody named this file, so it is passed over, but not silently.
             Err(error) => notes.push(format!("{error}: not used")),
         }
     }
-    Ok((once_each(lines), identities))
-}
-
-/// Whether it is a file that `ssh` can be given later on: not what is piped in, by whichever name.
-fn is_there_later(file: &Path) -> bool {
-    let piped = given::is_stdin(file) || file.starts_with("/dev") || file.starts_with("/proc");
-    file.is_file() && !piped
+    Ok(lines)
 }
 
 /// `id_x` for `id_x.pub`, where it exists. Absolute, for it is used later from other folders.
@@ -175,12 +228,17 @@ fn private_half(public: &Path) -> Option<PathBuf> {
     (public.extension()? == "pub" && private.is_file()).then_some(private)
 }
 
-fn once_each(lines: Vec<Line>) -> Vec<String> {
+fn once_each(mut lines: Vec<Line>) -> Vec<Line> {
     let mut seen = HashSet::new();
-    lines.into_iter().filter(|line| seen.insert(line.key.clone())).map(|line| line.text).collect()
+    // Stable: of two that are equal, that with a private half stays.
+    let halves: HashSet<String> =
+        lines.iter().filter(|line| line.private.is_some()).map(|line| line.key.clone()).collect();
+    lines.retain(|line| (line.private.is_some() || !halves.contains(&line.key)) && seen.insert(line.key.clone()));
+    lines
 }
 
-/// The keys in a public key file or an `authorized_keys` file; at least one.
+/// The keys in a public key file or an `authorized_keys` file; at least one. The first has the private half that is
+/// beside the file.
 fn read_file(path: &Path) -> Result<Vec<Line>> {
     let text = given::read_text(path, FILE_LIMIT, "--ssh-public-key-file")?;
     if text.contains("PRIVATE KEY-----") {
@@ -200,14 +258,17 @@ fn read_file(path: &Path) -> Result<Vec<Line>> {
     if lines.is_empty() {
         return Err(Error::usage(format!("'{}' has no SSH public key", path.display())));
     }
+    // It is that of the first, for `ssh` reads no further.
+    lines[0].private = private_half(path);
     Ok(lines)
 }
 
-/// One line, tidied, and the key alone for comparing.
+/// One line, tidied; the key alone, for comparing; where its private half is, if that is here.
 #[derive(Debug)]
 struct Line {
     text: String,
     key: String,
+    private: Option<PathBuf>,
 }
 
 /// Takes a line of `authorized_keys` apart (sshd(8), "AUTHORIZED_KEYS FILE
@@ -233,7 +294,7 @@ fn parse_line(line: &str) -> Result<Line, String> {
     let key = format!("{kind} {encoded}");
     let words = [options, &key, comment.trim_end()];
     let text = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    Ok(Line { text, key })
+    Ok(Line { text, key, private: None })
 }
 
 /// The first word, and what follows the blanks after it.

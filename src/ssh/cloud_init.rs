@@ -11,10 +11,18 @@
 //! another one's memory. All three can be read without privileges.
 //! `cloud-init status` is not used: it starts Python, which takes seconds in
 //! an emulated guest.
+//!
+//! A result is not the end: cloud-init's last module may have asked for a restart (`power_state`), which a process of
+//! cloud-init's carries out when the rest of it is gone. So the guest is ready when no such process is left and the
+//! guest is not on its way down.
+//!
+//! Whom a guest lets in it says itself, to whoever comes as root.
 
 use std::fmt;
 
 use serde_json::Value;
+
+use crate::base::UserName;
 
 /// cloud-init's own result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,11 +65,15 @@ impl fmt::Display for Trouble {
 /// dead, when the guest is cut off and started again.
 ///
 /// No single quotes and no backslashes: the login shell that gets it as one
-/// quoted word may be another than `sh`.
+/// quoted word may be another than `sh`. In the brackets is a name that must not be found in the script's own command line.
 pub(super) fn script(root: &str, instance: &str) -> String {
     let instance = pattern(instance);
     format!(
         r#"r={root}/run/cloud-init v={root}/var/lib/cloud e={root}/etc/cloud old= other=
+busy() {{
+  grep -qs "[b]in/cloud-init" {root}/proc/[0-9]*/cmdline && return
+  [ "$(systemctl is-system-running 2>/dev/null)" = stopping ]
+}}
 echo virga:in
 while :; do
   if [ -e $r/result.json ]; then
@@ -70,7 +82,8 @@ while :; do
       sync
       echo virga:status; cat $r/status.json; echo; echo virga:end
       echo virga:result; cat $r/result.json; echo; echo virga:end
-      exit 0
+      while busy; do read -r ask || exit 0; done
+      echo virga:settled; exit 0
     esac
     [ "$id" = "$other" ] || echo "virga:other $id"; other=$id
   elif [ -e $r/disabled ] || [ -e $e/cloud-init.disabled ]; then
@@ -110,6 +123,8 @@ pub(super) struct Report {
     pub other_instance: Option<String>,
     /// How it ended.
     pub end: Option<End>,
+    /// Nothing of cloud-init is left after its result, and the guest stays up.
+    pub settled: bool,
 }
 
 /// How the script ended.
@@ -138,6 +153,7 @@ impl Report {
                 "virga:in" => report.logged_in = true,
                 "virga:disabled" => report.end = Some(End::Disabled),
                 "virga:absent" => report.end = Some(End::Absent),
+                "virga:settled" => report.settled = true,
                 "virga:status" | "virga:result" => {
                     let Some(document) = document(&mut lines) else { break };
                     let document = serde_json::from_str::<Value>(&document);
@@ -158,6 +174,36 @@ impl Report {
         }
         report
     }
+}
+
+/// A script for root's shell, where root is let in: says whose keys let somebody in, ordinary users first, then that it was
+/// all. Where root is not let in, cloud-init has put a command before root's key that names the user in its place (its
+/// module `ssh`, `disable_root_opts`), and this is never run.
+///
+/// As [`script`], without single quotes and backslashes.
+pub(super) const WHO: &str = r#"while IFS=: read -r name x id x x home x; do
+  [ "$id" -ge 1000 ] && [ "$id" -lt 60000 ] && [ -s "$home/.ssh/authorized_keys" ] && echo "virga:user $name"
+done </etc/passwd 2>/dev/null
+echo virga:root
+"#;
+
+/// Whom the answer to [`WHO`], or cloud-init's refusal of root, names; `None` while it names nobody, or nobody that a
+/// name could be of.
+pub(super) fn user_in(said: &[u8]) -> Option<UserName> {
+    let text = String::from_utf8_lossy(said);
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    if let Some((_, rest)) = whole.split_once("Please login as the ") {
+        let name = match rest.strip_prefix("user \"") {
+            Some(quoted) => quoted.split('"').next(),
+            // Of before 2018.
+            None => rest.split(' ').next().filter(|_| rest.contains(" user rather than ")),
+        };
+        // Where there is no default user.
+        return name?.parse().ok().filter(|name: &UserName| name.as_str() != "NONE");
+    }
+    let all = whole.lines().any(|line| line == "virga:root");
+    let first = whole.lines().find_map(|line| line.strip_prefix("virga:user ")?.parse().ok());
+    if all { first.or_else(|| "root".parse().ok()) } else { None }
 }
 
 /// The lines up to `virga:end`; `None` when that has not come.

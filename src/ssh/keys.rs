@@ -128,7 +128,7 @@ fn read_own_key(path: &Path) -> Result<Option<OwnKey>> {
 }
 
 /// `FILE.pub` beside `FILE`.
-fn public_path(private: &Path) -> PathBuf {
+pub(super) fn public_path(private: &Path) -> PathBuf {
     let mut name = private.as_os_str().to_owned();
     name.push(".pub");
     PathBuf::from(name)

@@ -2,6 +2,8 @@
 //! a login works with the pinned host key, cloud-init is through. One
 //! deadline for all; every 100 ms at the latest it is asked whether the guest
 //! still lives.
+//!
+//! Who the guest's user is may have been guessed. A guest that refuses that one is asked, as root, who it is.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,7 +19,7 @@ use crate::base::cmd::{Output, Running, last_words};
 use crate::base::name::quoted;
 use crate::base::poll::{self, Deadline};
 use crate::base::progress::Stage;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, UserName};
 
 /// How often the guest is asked whether it lives, where it is, and how far cloud-init is.
 const STEP: Duration = Duration::from_millis(100);
@@ -26,6 +28,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A refused login costs us 5 s of OpenSSH's patience (`PerSourcePenalties`,
 /// sshd_config(5)), which ends at 15 s: so no more than one in 5 s for long.
 const AUTH_PAUSE: Duration = Duration::from_secs(5);
+/// First pause after refused logins, of which there were two: as whom we took for the user, and as root.
+const DENIED_PAUSE: Duration = Duration::from_secs(2);
 /// Longest pause after a session that broke off.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -91,9 +95,11 @@ pub struct Ready {
     pub outcome: Option<Outcome>,
     /// When each stage was reached, counted from when the deadline was set.
     pub stages: Vec<(Goal, Duration)>,
+    /// Whom the guest lets in, where that is another than who was to log in.
+    pub user: Option<UserName>,
 }
 
-/// Waits until the guest is ready. That cloud-init failed is an [`Outcome`],
+/// Waits until the guest is ready: until the next login works, also where the guest restarts by itself before. That cloud-init failed is an [`Outcome`],
 /// not an error: the wait itself went well.
 ///
 /// # Errors
@@ -109,6 +115,13 @@ struct Waiter<'a> {
     request: &'a WaitRequest<'a>,
     /// Before the guest's file names; empty but in tests.
     root: &'a str,
+    /// Who is asked for the user: root, but in tests.
+    superuser: &'a str,
+    login: Login,
+    /// Whom the guest named.
+    user: Option<UserName>,
+    /// cloud-init's result, before the guest is settled.
+    outcome: Option<Outcome>,
     asked: Cell<Option<Instant>>,
     stages: Vec<(Goal, Duration)>,
     /// What went wrong last, for the error at the deadline.
@@ -139,6 +152,10 @@ impl<'a> Waiter<'a> {
         Waiter {
             request,
             root,
+            superuser: "root",
+            login: request.login.clone(),
+            user: None,
+            outcome: None,
             asked,
             stages: Vec::new(),
             last: None,
@@ -161,7 +178,7 @@ impl<'a> Waiter<'a> {
                 break outcome;
             }
         };
-        Ok(Ready { outcome, stages: self.stages })
+        Ok(Ready { outcome, stages: self.stages, user: self.user })
     }
 
     /// Polls until `probe` finds something; `None` at the deadline. The guest's death ends it.
@@ -233,17 +250,23 @@ impl<'a> Waiter<'a> {
     /// Logs in, over the connection that was answered first, again and again while
     /// that is refused. `None` when the session broke off: then the server is to be probed again.
     fn log_in(&mut self, first: SocketAddr, addr: SocketAddr) -> Result<Option<Option<Outcome>>> {
-        let mut pause = LOST_PAUSE;
-        let mut target = self.request.login.at(first);
+        let asks = self.login.user != self.superuser;
+        let mut pause = if asks { DENIED_PAUSE } else { LOST_PAUSE };
+        let mut target = self.login.at(first);
         loop {
             self.tell("a login");
             match self.session(&target)? {
                 Session::Ready(outcome) => return Ok(Some(outcome)),
                 Session::Denied => {
-                    self.denied = true;
-                    self.pause(pause)?;
-                    pause = (pause * 2).min(AUTH_PAUSE);
-                    target = self.request.login.at(addr);
+                    if std::mem::replace(&mut self.denied, true) && asks {
+                        self.pause(pause)?;
+                        pause = (pause * 2).min(AUTH_PAUSE);
+                    }
+                    if !asks || !self.ask_who(addr)? {
+                        self.pause(pause)?;
+                        pause = (pause * 2).min(AUTH_PAUSE);
+                    }
+                    target = self.login.at(addr);
                 }
                 Session::Lost => {
                     self.lost_pause = (self.lost_pause * 2).min(LOST_PAUSE);
@@ -252,6 +275,26 @@ impl<'a> Waiter<'a> {
                 }
             }
         }
+    }
+
+    /// Asks the guest who its user is. `true` when it named another, as whom to log in from now on.
+    fn ask_who(&mut self, addr: SocketAddr) -> Result<bool> {
+        let root = Login { user: self.superuser.to_owned(), ..self.login.clone() };
+        let command = ssh_command(&root.at(addr), Style::Batch, Tty::Never)?;
+        let mut ssh = command.args(["exec sh -c", &shell_word(cloud_init::WHO)]).spawn().map_err(need_ssh)?;
+        // cloud-init's refusal holds the connection for ten seconds after it has said all.
+        let named = self.until(TICK, || {
+            let named = ssh.peek(cloud_init::user_in);
+            Ok(match (named, ssh.poll()?) {
+                (None, Some(output)) => Some(cloud_init::user_in(&output.stdout)),
+                (None, None) => None,
+                (named, _) => Some(named),
+            })
+        })?;
+        let Some(user) = named.filter(|user| user.as_str() != self.login.user) else { return Ok(false) };
+        user.as_str().clone_into(&mut self.login.user);
+        self.user = Some(user);
+        Ok(true)
     }
 
     fn pause(&self, time: Duration) -> Result<()> {
@@ -280,6 +323,7 @@ impl<'a> Waiter<'a> {
         if report.logged_in {
             self.reach(Goal::Ssh);
             (self.denied, self.last, self.lost_pause) = (false, None, LOST_PAUSE / 8);
+            self.outcome = None;
             if self.request.goal == Goal::Ssh {
                 return Ok(Some(Session::Ready(None)));
             }
@@ -293,6 +337,12 @@ impl<'a> Waiter<'a> {
         let hint = "'--for ssh' waits without it";
         match report.end {
             None => Ok(None),
+            Some(End::Result(outcome)) if !report.settled => {
+                // It may be about to restart: then this breaks off, and counts for nothing.
+                self.outcome = Some(outcome);
+                self.tell("cloud-init's end");
+                Ok(None)
+            }
             Some(End::Result(outcome)) => {
                 self.reach(Goal::CloudInit);
                 Ok(Some(Session::Ready(Some(outcome))))
@@ -320,6 +370,7 @@ impl<'a> Waiter<'a> {
         match self.stages.last() {
             None => "no SSH server answered".into(),
             Some((Goal::Boot, _)) => format!("its SSH server answered, but {} could not log in", self.user()),
+            Some(_) if self.outcome.is_some() => "cloud-init was through, but the guest did not stay up".into(),
             Some(_) => {
                 let progress = self.progress.as_deref().unwrap_or("cloud-init");
                 format!("{} could log in, but {progress} was not through", self.user())
@@ -328,14 +379,14 @@ impl<'a> Waiter<'a> {
     }
 
     fn user(&self) -> String {
-        quoted(&self.request.login.user)
+        quoted(&self.login.user)
     }
 
     fn timed_out(&self) -> Error {
         let limit = humantime::format_duration(self.request.deadline.limit());
         let error = Error::timed_out(format!("the guest was not ready within {limit}: {}", self.reached()));
         let error = if self.denied {
-            error.hint("is the agent that held your key still running, and is the user's name the image's?")
+            error.hint("is the key that was let in still here, in ~/.ssh or in the agent, and does the image have another user?")
         } else {
             error.hint("the guest goes on running: wait again, longer with --timeout")
         };

@@ -27,8 +27,8 @@ pub struct Login {
     pub known_hosts: PathBuf,
     /// What those keys can sign with ([`known_hosts::algorithms`](super::known_hosts::algorithms)).
     pub algorithms: String,
-    /// Private keys to log in with; absolute. Empty: those of the agent and
-    /// the default ones, as `ssh` finds them.
+    /// The keys that were authorized, and no other is offered: files of private ones, and of public ones whose other
+    /// half the agent has; absolute. Empty: those of the agent and the default ones, as `ssh` finds them.
     pub identities: Vec<PathBuf>,
     /// Whether only the keys of [`known_hosts`](Self::known_hosts) are accepted. Else whoever answers
     /// is taken for the guest: the user has said that they trust the way there.
@@ -79,6 +79,11 @@ pub enum Tty {
 /// # Errors
 /// [`Kind::Usage`] for a path that `ssh` could not be given.
 pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, String)>> {
+    Ok([whom(target)?, how(target, style)?].concat())
+}
+
+/// Which machine it is, and how it is recognised: nobody has a say in that.
+fn whom(target: &SshTarget) -> Result<Vec<(&'static str, String)>> {
     let login = &target.login;
     let mut options = vec![
         ("HostName", target.addr.ip().to_string()),
@@ -96,9 +101,6 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
         ("ControlMaster", "no".into()),
         ("ControlPath", "none".into()),
         ("RemoteCommand", "none".into()),
-        // QEMU's user network takes connections for a guest that stands still, and `ssh` would wait for it without end.
-        // Includes the key exchange, which takes seconds in an emulated guest.
-        ("ConnectTimeout", "30".into()),
     ];
     match login.pinned {
         true => options.extend([
@@ -113,16 +115,50 @@ pub fn options(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, St
             ("LogLevel", "ERROR".into()),
         ]),
     }
+    Ok(options)
+}
+
+/// The way there and the login: what a user's configuration says of these was meant for other machines, and could only
+/// keep them out of this one. What they ask for on the command line counts.
+fn how(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, String)>> {
+    let mut options = vec![
+        // QEMU's user network takes connections for a guest that stands still, and `ssh` would wait for it without end.
+        // Includes the key exchange, which takes seconds in an emulated guest.
+        ("ConnectTimeout", "30".into()),
+        // It is an address already.
+        ("AddressFamily", "any".into()),
+        ("PreferredAuthentications", "publickey,keyboard-interactive,password".into()),
+        ("PubkeyAuthentication", "yes".into()),
+        // Its older name, which every version knows. With a plus sign each is added to all that OpenSSH takes by itself.
+        ("PubkeyAcceptedKeyTypes", "+rsa-sha2-512".into()),
+        ("PKCS11Provider", "none".into()),
+        // The next guest would take virga's own key there for one of the user's.
+        ("AddKeysToAgent", "no".into()),
+    ];
     if target.addr.ip().is_loopback() {
-        // Through a jump host, our loopback would be the jump host's.
-        options.push(("ProxyCommand", "none".into()));
+        options.extend([
+            // Through a jump host, our loopback would be the jump host's.
+            ("ProxyCommand", "none".into()),
+            // Counts more than an interface.
+            ("BindAddress", target.addr.ip().to_string()),
+            ("Ciphers", "+aes256-ctr".into()),
+            ("MACs", "+hmac-sha2-256".into()),
+        ]);
+        if style == Style::User {
+            options.push(("KexAlgorithms", "+ecdh-sha2-nistp256".into()));
+        }
     }
-    for identity in &login.identities {
+    let identities = &target.login.identities;
+    for identity in identities {
         options.push(("IdentityFile", quoted_path(identity)?));
     }
-    if !login.identities.is_empty() {
-        // An agent with many keys would use up the server's patience (MaxAuthTries) first.
-        options.push(("IdentitiesOnly", "yes".into()));
+    if !identities.is_empty() {
+        options.extend([
+            // An agent with many keys would use up the server's patience (MaxAuthTries) first.
+            ("IdentitiesOnly", "yes".into()),
+            // The one whose keys were authorized.
+            ("IdentityAgent", "SSH_AUTH_SOCK".into()),
+        ]);
     }
     match style {
         Style::Batch => options.extend([
@@ -152,12 +188,16 @@ fn quoted_path(path: &Path) -> Result<String> {
 /// # Errors
 /// As [`options`].
 pub fn ssh_command(target: &SshTarget, style: Style, tty: Tty) -> Result<Cmd> {
-    // After "--", words of the remote command are never options.
-    let end = ["--".into(), target.login.alias.clone().into()];
-    Ok(Cmd::new("ssh").args(arguments(target, style, tty)?).args::<_, OsString>(end))
+    command_with(target, style, tty, &[])
 }
 
-fn arguments(target: &SshTarget, style: Style, tty: Tty) -> Result<Vec<OsString>> {
+fn command_with(target: &SshTarget, style: Style, tty: Tty, asked: &[String]) -> Result<Cmd> {
+    // After "--", words of the remote command are never options.
+    let end = ["--".into(), target.login.alias.clone().into()];
+    Ok(Cmd::new("ssh").args(arguments(target, style, tty, asked)?).args::<_, OsString>(end))
+}
+
+fn arguments(target: &SshTarget, style: Style, tty: Tty, asked: &[String]) -> Result<Vec<OsString>> {
     let mut args: Vec<OsString> = Vec::new();
     if style == Style::Batch {
         args.extend(["-F".into(), "/dev/null".into()]);
@@ -167,9 +207,15 @@ fn arguments(target: &SshTarget, style: Style, tty: Tty) -> Result<Vec<OsString>
         Tty::Always => args.push("-tt".into()),
         Tty::Never => args.push("-T".into()),
     }
-    for (key, value) in options(target, style)? {
-        args.extend(["-o".into(), format!("{key}={value}").into()]);
-    }
+    let set = |options: Vec<(&'static str, String)>, args: &mut Vec<OsString>| {
+        for (key, value) in options {
+            args.extend(["-o".into(), format!("{key}={value}").into()]);
+        }
+    };
+    set(whom(target)?, &mut args);
+    // The first value counts.
+    args.extend(asked.iter().map(Into::into));
+    set(how(target, style)?, &mut args);
     args.extend(["-l".into(), target.login.user.clone().into()]);
     // The alias will be the destination, so that the user's configuration can speak of `Host virga-*`.
     Ok(args)
@@ -205,7 +251,16 @@ fn late(limit: Duration) -> Error {
 /// # Errors
 /// [`Kind::Unavailable`] without `ssh`.
 pub fn interactive(target: &SshTarget, argv: &[String], tty: Tty) -> Result<i32> {
-    let status = ssh_command(target, Style::User, tty)?.args(argv).interactive().map_err(need_ssh)?;
+    interactive_with(target, &[], argv, tty)
+}
+
+/// As [`interactive`], with options of `ssh`'s own that were asked for. They count, but for those that say which machine
+/// it is and how it is recognised.
+///
+/// # Errors
+/// [`Kind::Unavailable`] without `ssh`.
+pub fn interactive_with(target: &SshTarget, asked: &[String], argv: &[String], tty: Tty) -> Result<i32> {
+    let status = command_with(target, Style::User, tty, asked)?.args(argv).interactive().map_err(need_ssh)?;
     Ok(exit_code(status))
 }
 
@@ -238,7 +293,8 @@ pub fn between(target: &SshTarget, line: &str, pipes: Pipes<'_>) -> Result<ExitS
 /// # Errors
 /// [`Kind::Unavailable`] without `ssh`.
 pub fn interactive_words(target: &SshTarget, words: &[String]) -> Result<i32> {
-    let command = Cmd::new("ssh").args(arguments(target, Style::User, Tty::Auto)?).arg(&target.login.alias).args(words);
+    let command =
+        Cmd::new("ssh").args(arguments(target, Style::User, Tty::Auto, &[])?).arg(&target.login.alias).args(words);
     Ok(exit_code(command.interactive().map_err(need_ssh)?))
 }
 

@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex};
 use super::keys::{HostKeys, OwnKey, own_key};
 use super::known_hosts;
 use super::session::Login;
-use crate::base::cmd::Cmd;
+use crate::base::cmd::{Cmd, Running};
 use crate::base::fs;
+use crate::base::poll::wait_for;
 
 /// One sshd process a connection (`sshd -i`): no port to guess, nothing to stop.
 pub(super) struct Sshd {
@@ -113,7 +114,22 @@ impl Sshd {
     }
 }
 
-fn serve(stream: TcpStream, folder: &std::path::Path) {
+/// A real `ssh-agent` in the foreground, ended with the value.
+pub(super) fn agent(socket: &Path) -> Running {
+    let agent = Cmd::new("ssh-agent").args(["-D", "-a"]).arg(socket).spawn();
+    let agent = agent.expect("needs ssh-agent (package openssh-client)");
+    wait_for("ssh-agent's socket", || std::os::unix::net::UnixStream::connect(socket).is_ok());
+    agent
+}
+
+/// Hands a private key to an agent. The program under test gets the socket as a parameter; `ssh-add` knows only the
+/// variable.
+pub(super) fn ssh_add(socket: &Path, key: &Path) {
+    let set = format!("SSH_AUTH_SOCK={}", socket.display());
+    Cmd::new("env").arg(set).args(["ssh-add", "-q"]).arg(key).run().unwrap();
+}
+
+fn serve(stream: TcpStream, folder: &Path) {
     let log = std::fs::File::options().create(true).append(true).open(folder.join("sshd.log")).unwrap();
     let socket = OwnedFd::from(stream);
     let mut child = Command::new("/usr/sbin/sshd")

@@ -9,7 +9,7 @@ use super::{libvirt, record_of};
 use crate::base::{Context as _, Error, GuestName, Kind, Result};
 use crate::driver::libvirt::uvtool::{Machine, Uvtool};
 use crate::guest;
-use crate::ops::{Env, destroy};
+use crate::ops::{Env, destroy, identity};
 use crate::ssh::known_hosts;
 use crate::ssh::session::{self, Login};
 
@@ -77,7 +77,8 @@ impl Way {
         let lines = known_hosts::lines(&alias, &keys)?;
         file.write_all(lines.as_bytes()).context(|| "writing the host keys".into())?;
         let record = record_of(env, machine);
-        let (noted_user, noted_keys) = record.map(|record| (record.user, record.identities)).unwrap_or_default();
+        let noted = record.map(|record| (identity::keys(&env.settings.layout, &record), record.user));
+        let (noted_keys, noted_user) = noted.unwrap_or_default();
         let noted_user = Some(noted_user).filter(|user| !user.is_empty());
         let key = entry.key.as_ref().map(std::path::absolute).transpose().context(|| "finding the key".into())?;
         let login = Login {

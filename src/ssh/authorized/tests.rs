@@ -1,7 +1,7 @@
 use super::*;
-use crate::base::cmd::{Cmd, Running};
-use crate::base::poll::wait_for;
+use crate::base::cmd::Cmd;
 use crate::ssh::keys::HostKeys;
+use crate::ssh::testing::{agent, ssh_add};
 
 fn key() -> String {
     HostKeys::generate("me@here").unwrap().ed25519.public
@@ -78,17 +78,74 @@ fn named_files_exclude_everything_else() {
     fs::write_new(&file, format!("# mine\n\n{one}\r\n{two}\n{one} again\n").as_bytes(), 0o644).unwrap();
     let sources = Sources { files: std::slice::from_ref(&file), home: Some(folder.path()), ..nothing(&own) };
     let found = collect(&sources).unwrap();
-    assert_eq!((found.keys, found.origin), (vec![one.clone(), two], Origin::Files));
-    assert_eq!(found.identities, [] as [PathBuf; 0], "several keys, none of them here");
+    // Several keys, none of them here: it takes virga's own to get in.
+    let ours = keys::own_key(&own).unwrap().public;
+    assert_eq!((found.keys, found.origin), (vec![one.clone(), two.clone(), ours], Origin::Files));
+    let [one, two] = [one, two].map(|line| Identity::Public(line.strip_suffix(" me@here").unwrap().to_owned()));
+    assert_eq!(found.identities, [Identity::Private(own), one, two]);
+    assert!(found.notes[0].contains("no private half"), "{:?}", found.notes);
 
-    let private = folder.path().join("work");
-    fs::write_new(&private, b"", 0o600).unwrap();
-    assert_eq!(collect(&sources).unwrap().identities, [private]);
+    let own = folder.path().join("other");
+    let line = keygen(folder.path(), "mine", &["ed25519"]);
+    let files = [folder.path().join("mine.pub"), file];
+    let found = collect(&Sources { files: &files, ..nothing(&own) }).unwrap();
+    assert_eq!((found.keys.len(), &found.keys[0]), (3, &line));
+    assert_eq!(found.identities[0], Identity::Private(folder.path().join("mine")));
+    assert!(found.notes.is_empty() && !own.exists(), "{:?}", found.notes);
+}
 
-    let alone = [folder.path().join("agent-holds-it.pub")];
-    fs::write_new(&alone[0], one.as_bytes(), 0o644).unwrap();
-    assert_eq!(collect(&Sources { files: &alone, ..sources }).unwrap().identities, alone);
-    assert!(!own.exists());
+/// Why a private key is of no use to a program that can ask nobody, and the beginning of what is said of it.
+type Shut = (&'static str, &'static str, fn(&Path));
+
+/// However few of the user's keys can be used: virga gets in, and `create` says why by another key.
+#[test]
+fn virga_gets_in_where_no_key_of_the_users_can_be_used() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let keygen = |args: &[&str], file: &Path| {
+        Cmd::new("ssh-keygen").args(["-q"]).args(args).arg("-f").arg(file).run().expect("needs ssh-keygen");
+    };
+    let cases: [Shut; 5] = [
+        ("passphrase", "has a passphrase", |file| {
+            Cmd::new("ssh-keygen").args(["-q", "-p", "-P", "", "-N", "secret", "-f"]).arg(file).run().unwrap();
+        }),
+        // Others may read it: ssh refuses such a key.
+        ("open", "cannot be used", |file| {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        }),
+        ("another", "is not the other half", |file| {
+            let other = HostKeys::generate("x").unwrap().ed25519;
+            fs::write_atomic(file, other.private.as_bytes(), 0o600).unwrap();
+        }),
+        ("damaged", "cannot be used", |file| fs::write_atomic(file, b"rubbish", 0o600).unwrap()),
+        ("absent", "no private half", |file| fs::remove_file(file).unwrap()),
+    ];
+    for (name, said, spoil) in cases {
+        let home = tempfile::tempdir().unwrap();
+        let (own, private) = (home.path().join("own"), home.path().join(".ssh/id_ed25519"));
+        fs::create_dir(&home.path().join(".ssh")).unwrap();
+        keygen(&["-t", "ed25519", "-N", ""], &private);
+        let sources = Sources { home: Some(home.path()), ..nothing(&own) };
+        let sure = collect(&sources).unwrap();
+        assert_eq!((sure.keys.len(), own.exists(), sure.notes.is_empty()), (1, false, true), "{name}");
+
+        spoil(&private);
+        let file = [home.path().join(".ssh/id_ed25519.pub")];
+        for sources in [sources, Sources { files: &file, ..nothing(&own) }] {
+            let found = collect(&sources).unwrap();
+            assert_eq!(found.keys.len(), 2, "{name}");
+            assert_eq!(found.keys[0], sure.keys[0], "the user gets in by theirs: {name}");
+            assert_eq!(found.identities[0], Identity::Private(own.clone()), "{name}");
+            assert!(found.notes[0].contains(said) && found.notes[0].contains("virga's own key"), "{:?}", found.notes);
+        }
+    }
+    // Any form of key that ssh reads, and one that opens is enough.
+    let home = tempfile::tempdir().unwrap();
+    let (own, folder) = (home.path().join("own"), home.path().join(".ssh"));
+    fs::create_dir(&folder).unwrap();
+    keygen(&["-t", "ed25519", "-N", "secret"], &folder.join("id_a"));
+    keygen(&["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""], &folder.join("id_b.old"));
+    let found = collect(&Sources { home: Some(home.path()), ..nothing(&own) }).unwrap();
+    assert_eq!((found.keys.len(), found.notes.len(), own.exists()), (2, 0, false), "{:?}", found.notes);
 }
 
 #[test]
@@ -121,31 +178,21 @@ fn home_keys_come_after_the_agent_and_before_our_own() {
 
     let found = collect(&sources).unwrap();
     assert_eq!(found.origin, Origin::Own { path: own.clone(), made: true });
-    assert_eq!(found.identities, std::slice::from_ref(&own));
+    assert_eq!(found.identities, [Identity::Private(own.clone())]);
     assert!(found.notes[0].contains("agent"), "{:?}", found.notes);
     assert_eq!(collect(&sources).unwrap().origin, Origin::Own { path: own.clone(), made: false });
 
     let write = |name: &str, text: &str| fs::write_new(&home.join(".ssh").join(name), text.as_bytes(), 0o644).unwrap();
-    let (one, two) = (key(), key());
-    write("id_b.pub", &one);
-    write("id_b", "");
+    let (one, two) = (keygen(&home.join(".ssh"), "id_b", &["ed25519"]), key());
     write("id_a.pub", &two);
     write("id_broken.pub", "rubbish");
     write("id_b-cert.pub", "ssh-ed25519-cert-v01@openssh.com AAAA");
     write("other.pub", &key());
     let found = collect(&sources).unwrap();
     assert_eq!((found.keys, found.origin), (vec![two, one], Origin::Home));
-    assert_eq!(found.identities, [home.join(".ssh/id_b")]);
+    assert_eq!(found.identities[1], Identity::Private(home.join(".ssh/id_b")));
     assert_eq!(found.notes.len(), 2, "{:?}", found.notes);
     assert!(found.notes[1].contains("id_broken.pub':1"), "{:?}", found.notes);
-}
-
-/// A real `ssh-agent` in the foreground, ended with the value.
-fn agent(socket: &Path) -> Running {
-    let agent = Cmd::new("ssh-agent").args(["-D", "-a"]).arg(socket).spawn();
-    let agent = agent.expect("needs ssh-agent (package openssh-client)");
-    wait_for("ssh-agent's socket", || std::os::unix::net::UnixStream::connect(socket).is_ok());
-    agent
 }
 
 #[test]
@@ -162,11 +209,19 @@ fn a_real_agent_is_asked_first() {
 
     let lines = [keygen(folder.path(), "one", &["ed25519"]), keygen(folder.path(), "two", &["rsa", "-b", "2048"])];
     for name in ["one", "two"] {
-        // The program under test gets the socket as a parameter; ssh-add knows only the variable.
-        let set = format!("SSH_AUTH_SOCK={}", socket.display());
-        Cmd::new("env").arg(set).args(["ssh-add", "-q"]).arg(folder.path().join(name)).run().unwrap();
+        ssh_add(&socket, &folder.path().join(name));
     }
+    // The agent may be gone when virga has to get in: nobody has to be told as long as it is there.
     let found = collect(&sources).unwrap();
-    assert_eq!((found.keys, found.origin), (lines.to_vec(), Origin::Agent));
-    assert!(found.identities.is_empty() && !own.exists());
+    let ours = keys::own_key(&own).unwrap().public;
+    assert_eq!((found.keys, found.origin), ([&lines[..], &[ours]].concat(), Origin::Agent));
+    let public = |line: &String| Identity::Public(line.strip_suffix(" a b").unwrap().to_owned());
+    assert_eq!(found.identities, [Identity::Private(own.clone()), public(&lines[0]), public(&lines[1])]);
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+
+    // Who names a key that the agent holds wants no other.
+    fs::remove_file(&folder.path().join("one")).unwrap();
+    let file = [folder.path().join("one.pub")];
+    let found = collect(&Sources { files: &file, ..sources }).unwrap();
+    assert_eq!((found.keys, found.notes), (lines[..1].to_vec(), Vec::new()));
 }

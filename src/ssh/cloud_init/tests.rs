@@ -178,3 +178,71 @@ fn any_instance_id_is_known_again() {
         }
     }
 }
+
+/// `power_state` is carried out by a process of cloud-init's that waits for the rest of it to be gone; what others left that
+/// only speak of cloud-init may stay for ever.
+#[test]
+fn a_result_is_not_the_end() {
+    let id = crate::base::plan::InstanceId::generate().unwrap();
+    let stopping = "systemctl() { echo stopping; }\n";
+    let running = "systemctl() { echo running; }\n";
+    for (before, command, settled) in [
+        (running, "/usr/bin/python3\0/usr/bin/cloud-init\0modules\0--mode=final\0", false),
+        (running, "/usr/bin/python3\0/usr/bin/cloud-init\0--all-stages\0", false),
+        (stopping, "/sbin/init\0", false),
+        (running, "tee\0-a\0/var/log/cloud-init-output.log\0", true),
+        (running, "/bin/sh\0/var/lib/cloud/instance/scripts/runcmd\0", true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir(path.parent().unwrap()).unwrap();
+            fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
+        };
+        put("run/cloud-init/status.json", HEALTHY);
+        put("run/cloud-init/result.json", RESULT);
+        put("var/lib/cloud/data/instance-id", &format!("{id}\n"));
+        put("proc/42/cmdline", command);
+        // Its own command line is there too.
+        let script = format!("{before}{}", script(folder.path().to_str().unwrap(), id.as_str()));
+        put("proc/43/cmdline", &format!("sh\0-c\0{script}\0"));
+        let mut running = Cmd::new("sh").args(["-c", &script]).spawn().unwrap();
+        running.feed(b"\n\n".to_vec());
+        let output = end_of(&mut running);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{command:?}");
+        let report = Report::read(&output.stdout);
+        assert_eq!((report.end, report.settled), (Some(End::Result(Outcome::Done)), settled), "{command:?}");
+    }
+}
+
+#[test]
+fn whom_a_guest_names() {
+    let named = |said: &str| user_in(said.as_bytes()).map(|user| user.to_string());
+    // As cloud-init's module `ssh` puts it before root's key, since 0.7 and before.
+    for (said, user) in [
+        ("Please login as the user \"debian\" rather than the user \"root\".\n\n", Some("debian")),
+        ("Please login as the user \"ec2-user\" rather than the user \"root\".\n", Some("ec2-user")),
+        ("Please login as the ubuntu user rather than root user.\n", Some("ubuntu")),
+        ("Please login as the user \"NONE\" rather than the user \"root\".\n", None),
+        // Not whole yet, and what attacks.
+        ("Please login as the user \"deb", None),
+        ("Please login as the user \"-oProxyCommand=reboot\" rather than the user \"root\".\n", None),
+        ("Please login as the user \"a b\" rather than the user \"root\".\n", None),
+        ("Please login as the user \"\u{1b}[31m\" rather than\n", None),
+        // Root is let in.
+        ("Welcome!\nvirga:user cloud\nvirga:user other\nvirga:root\n", Some("cloud")),
+        ("virga:user -x\nvirga:root\n", Some("root")),
+        ("virga:root\n", Some("root")),
+        ("virga:user cloud\n", None),
+        ("virga:root", None),
+        ("Permission denied\n", None),
+        ("", None),
+    ] {
+        assert_eq!(named(said).as_deref(), user, "{said:?}");
+    }
+    for shell in ["dash", "bash", "sh"] {
+        let output = Cmd::new(shell).args(["-c", WHO]).run().unwrap();
+        assert!(user_in(&output.stdout).is_some(), "{}", output.text());
+    }
+    assert!(!WHO.contains('\'') && !WHO.contains('\\'));
+}

@@ -39,6 +39,7 @@ struct Guest {
     asked: AtomicUsize,
     found_dead: AtomicUsize,
     login: Login,
+    superuser: String,
     stages: Stages,
 }
 
@@ -54,6 +55,7 @@ impl Guest {
             asked: AtomicUsize::new(0),
             found_dead: AtomicUsize::new(0),
             login,
+            superuser: "root".into(),
             stages: Stages::default(),
         };
         guest.put("etc/cloud/cloud.cfg", "");
@@ -99,7 +101,8 @@ impl Guest {
             instance: &self.id,
             stage: &self.stages,
         };
-        Waiter::new(&request, self.root.path().to_str().unwrap()).run()
+        let waiter = Waiter::new(&request, self.root.path().to_str().unwrap());
+        Waiter { superuser: &self.superuser, ..waiter }.run()
     }
 
     /// Waits to no avail: the deadline comes after what `event` waits for.
@@ -287,6 +290,70 @@ fn a_broken_session_is_taken_up_again() {
     assert_eq!(guest.sshd.logged(ACCEPTED), 2, "one was cut, one saw the result");
     let goals: Vec<Goal> = ready.stages.iter().map(|(goal, _)| *goal).collect();
     assert_eq!(goals, [Goal::Boot, Goal::Ssh, Goal::CloudInit], "each was reached once");
+}
+
+/// A wrong guess costs one login: cloud-init's own refusal of root names the user.
+#[test]
+fn a_guest_that_has_another_user_says_who_it_is() {
+    let mut guest = Guest::new(Sshd::start());
+    let user = std::mem::replace(&mut guest.login.user, "guessed".into());
+    guest.superuser.clone_from(&user);
+    let refusal = format!(
+        "echo 'Please login as the user \\\"{user}\\\" rather than the user \\\"root\\\".'; echo; sleep 10; exit 142"
+    );
+    // There is one user here for both: root, who names who is asked for, and the one named.
+    let command =
+        format!("case $SSH_ORIGINAL_COMMAND in *virga:root*) {refusal};; *) eval \\\"$SSH_ORIGINAL_COMMAND\\\";; esac");
+    let authorized = format!("no-port-forwarding,command=\"{}\" {}", command, guest.sshd.user_key.public);
+    fs::write_atomic(&guest.sshd.path("authorized"), authorized.as_bytes(), 0o600).unwrap();
+    guest.finish("{}", guest.id.as_str());
+    let ready = guest.wait(Goal::CloudInit).unwrap();
+    assert_eq!(ready.user.map(|user| user.to_string()), Some(user.clone()));
+    assert_eq!(ready.outcome, Some(Outcome::Done));
+    assert_eq!(guest.sshd.logged("Connection closed by invalid user guessed"), 1, "one login was for nothing");
+
+    // A name that attacks names nobody: the guess is tried again.
+    let hostile = authorized
+        .replace(&format!("\"{user}\\\" rather"), "\"-oProxyCommand=x\\\" rather")
+        .replace("sleep 10", "true");
+    assert_ne!(hostile, authorized);
+    fs::write_atomic(&guest.sshd.path("authorized"), hostile.as_bytes(), 0o600).unwrap();
+    let again = || {
+        let refused = || guest.sshd.logged("Connection closed by invalid user guessed");
+        let before = refused();
+        wait_for("two refused logins", || refused() >= before + 2);
+    };
+    let error = guest.wait_in_vain(Goal::Ssh, again);
+    assert!(error.to_string().contains("'guessed' could not log in"), "{error}");
+}
+
+/// `power_state: {mode: reboot}`: the result is there, and a moment later the guest is not.
+#[test]
+fn a_guest_that_restarts_after_its_result_is_not_ready() {
+    let guest = Guest::new(Sshd::start());
+    guest.put("proc/42/cmdline", "/usr/bin/python3\0/usr/bin/cloud-init\0modules\0--mode=final\0");
+    guest.finish("{}", guest.id.as_str());
+    let restart = || {
+        guest.told("cloud-init's end");
+        fs::remove_dir_all(&guest.root.path().join("proc")).unwrap();
+        fs::remove_dir_all(&guest.root.path().join("run")).unwrap();
+        guest.sshd.cut();
+        // In the next boot.
+        wait_for("another login", || guest.sshd.logged(ACCEPTED) == 2);
+        guest.finish("{}", guest.id.as_str());
+    };
+    let ready = with(restart, || guest.wait(Goal::CloudInit)).unwrap();
+    assert_eq!((ready.outcome, ready.user), (Some(Outcome::Done), None));
+
+    // `mode: poweroff`: there is nothing to be ready.
+    guest.put("proc/42/cmdline", "/usr/bin/python3\0/usr/bin/cloud-init\0modules\0--mode=final\0");
+    guest.stages.0.lock().unwrap().clear();
+    let end = || {
+        guest.told("cloud-init's end");
+        guest.alive.store(false, Ordering::SeqCst);
+    };
+    let error = with(end, || guest.wait(Goal::CloudInit)).unwrap_err();
+    assert!(error.to_string().contains("cloud-init was through, but the guest did not stay up"), "{error}");
 }
 
 #[test]

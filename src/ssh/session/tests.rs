@@ -7,7 +7,7 @@ use crate::base::fs;
 use crate::base::poll::LONG;
 use crate::ssh::keys::HostKeys;
 use crate::ssh::known_hosts;
-use crate::ssh::testing::Sshd;
+use crate::ssh::testing::{Sshd, agent, ssh_add};
 
 const LIMIT: Duration = LONG;
 
@@ -175,6 +175,86 @@ fn the_users_configuration_does_not_weaken_ours() {
         let set = shown.lines().find(|shown| shown.split(' ').next() == Some(key));
         assert!(set.is_none_or(|line| line.ends_with(" none")), "{set:?}");
     }
+}
+
+/// Settings that people have for other machines; each alone would keep them out of a guest on loopback.
+const AGAINST: [&str; 14] = [
+    "IdentitiesOnly yes",
+    "IdentityAgent none",
+    "IdentityAgent /nonexistent/agent",
+    "IdentityFile /nonexistent/key",
+    "PubkeyAuthentication no",
+    "PreferredAuthentications password",
+    "PubkeyAcceptedAlgorithms ssh-rsa",
+    "AddressFamily inet6",
+    "BindAddress 192.0.2.1",
+    "BindInterface nonexistent0",
+    "ProxyJump bastion.example",
+    "Ciphers aes128-cbc\nMACs hmac-md5",
+    "KexAlgorithms diffie-hellman-group1-sha1",
+    "HostKeyAlgorithms ssh-rsa",
+];
+
+/// An agent with more keys than a server has patience for, of which the last is the one.
+#[test]
+fn the_authorized_key_is_offered_whatever_the_agent_holds_and_the_configuration_says() {
+    let sshd = Sshd::start();
+    let socket = sshd.path("agent");
+    let _agent = agent(&socket);
+    for number in 0..8 {
+        let other = crate::ssh::keys::own_key(&sshd.path(&format!("other/{number}"))).unwrap();
+        ssh_add(&socket, &other.path);
+    }
+    ssh_add(&socket, &sshd.user_key.path);
+    let public = sshd.path("keys.pub");
+    fs::write_new(&public, format!("{}\n", sshd.user_key.public).as_bytes(), 0o600).unwrap();
+    let mut target = target(&sshd);
+    let login = |target: &SshTarget, config: &Path| {
+        let environment = Cmd::new("env").arg(format!("SSH_AUTH_SOCK={}", socket.display())).arg("ssh");
+        let options = arguments(target, Style::User, Tty::Never, &[]).unwrap();
+        let command = environment.arg("-F").arg(config).args(options);
+        command.args(["-oBatchMode=yes", "--", "virga-test", "echo in"]).output().unwrap()
+    };
+    let config = sshd.path("config");
+    // As ssh finds keys by itself, the agent's are too many.
+    fs::write_atomic(&config, b"", 0o600).unwrap();
+    target.login.identities = Vec::new();
+    let output = login(&target, &config);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Too many authentication failures"), "{output:?}");
+
+    target.login.identities = vec![public];
+    for setting in AGAINST.iter().chain([&"Compression yes"]) {
+        fs::write_atomic(&config, format!("Host *\n{setting}\n").as_bytes(), 0o600).unwrap();
+        let output = login(&target, &config);
+        assert_eq!(output.text(), "in\n", "{setting}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let all = AGAINST.map(|setting| format!("{setting}\n")).concat();
+    fs::write_atomic(&config, format!("Host virga-*\n{all}").as_bytes(), 0o600).unwrap();
+    let output = login(&target, &config);
+    assert_eq!(output.text(), "in\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What was asked for on the command line counts, but not against the host key.
+#[test]
+fn options_that_were_asked_for() {
+    let sshd = Sshd::start();
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let target = target(&sshd);
+    let asked = words("-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ServerAliveInterval=7 -N");
+    let args = arguments(&target, Style::User, Tty::Auto, &asked).unwrap();
+    let shown = Cmd::new("ssh").args(["-G", "-F", "/dev/null"]).args(args).arg("virga-test").run().unwrap().text();
+    for line in ["stricthostkeychecking true", "serveraliveinterval 7", "sessiontype none"] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} in\n{shown}");
+    }
+    // A port of ours that leads through the guest to a server there.
+    let there = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let asked = words(&format!("-L {here}:{}", there.local_addr().unwrap()));
+    std::thread::spawn(move || std::io::Write::write_all(&mut there.accept().unwrap().0, b"led there"));
+    let read = shell_word(&format!("cat </dev/tcp/127.0.0.1/{}", here.port()));
+    let command = command_with(&target, Style::User, Tty::Never, &asked).unwrap();
+    let output = command.args(["exec bash -c", &read]).output().unwrap();
+    assert_eq!(output.text(), "led there", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
