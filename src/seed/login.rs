@@ -30,7 +30,7 @@ pub(super) fn decide(configs: &[Config], keys: &[String], password: Option<&str>
         Setting::Known(users) => users,
         Setting::Absent => {
             access.login_user = default_user(configs);
-            access.add_default = wanted && configs.iter().any(|config| matches!(config, Config::Fetched));
+            access.add_default = wanted && configs.iter().any(|config| matches!(config, Config::Unseen));
             return access;
         }
         Setting::Unknown { what, text } => {
@@ -98,7 +98,7 @@ fn has_default(entries: &[Map<String, Value>]) -> bool {
 fn lists_default_plainly(configs: &[Config]) -> bool {
     configs.iter().any(|config| match config {
         Config::Plain { document, .. } => document.get("users").is_some_and(|users| has_default(&entries(users))),
-        Config::Unknown { .. } | Config::Fetched => false,
+        Config::Unknown { .. } | Config::Unseen => false,
     })
 }
 

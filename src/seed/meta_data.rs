@@ -75,8 +75,10 @@ struct Identity {
 /// The user's own instance id; `None` for none, and for one that is empty.
 fn own_instance(meta_data: &[u8]) -> Result<Option<String>> {
     let text = String::from_utf8_lossy(meta_data);
-    let identity: Option<Identity> = yaml::parse_as(&text, "the meta-data")
-        .map_err(|error| Error::usage("the meta-data's 'instance-id' is not a text").because(error))?;
+    // It was parsed before: what is wrong with it now is this.
+    let identity: Option<Identity> = yaml::parse_as(&text, "the meta-data").map_err(|_| {
+        Error::usage("the meta-data's 'instance-id' is a list or a mapping").hint("write it as in 'instance-id: web-1'")
+    })?;
     let Some(id) = identity.and_then(|identity| identity.instance).filter(|id| !id.trim().is_empty()) else {
         return Ok(None);
     };

@@ -150,7 +150,7 @@ impl Reading {
                 }
             }
             Form::Patch => self.configs.push(Config::Unknown { what: what.to_owned(), text: text.to_owned() }),
-            Form::Include => self.configs.push(Config::Fetched),
+            Form::Include => self.configs.push(Config::Unseen),
             Form::Script | Form::Other | Form::Message => {}
         }
         Ok(())
@@ -166,8 +166,12 @@ impl Reading {
         let own_rules = |name: &str| entry.get(name).is_some_and(|rules| !rules.is_null());
         let own_rules = own_rules("Merge-Type") || own_rules("X-Merge-Type");
         match form {
-            // Binary content is not decoded here, nor would a list or a word be configuration.
-            Some(Form::CloudConfig) if !yaml::parse(content, what)?.is_object() => Ok(()),
+            // Binary content is not decoded here.
+            Some(Form::CloudConfig) if !yaml::parse(content, what)?.is_object() => {
+                let binary = unpack::decode(content.as_bytes()).is_some_and(|bytes| !bytes.is_empty());
+                self.configs.extend(binary.then_some(Config::Unseen));
+                Ok(())
+            }
             Some(form @ (Form::CloudConfig | Form::Jinja | Form::Patch)) => {
                 self.document(form, content, what, own_rules)
             }
@@ -178,7 +182,8 @@ impl Reading {
     /// Notes what is in a message; its parts, when it must be rewritten.
     fn message(&mut self, text: &str, what: &str) -> Result<Option<Vec<Carried>>> {
         let Some(leaves) = message::leaves(text) else {
-            self.configs.push(Config::Unknown { what: what.to_owned(), text: text.to_owned() });
+            let unknown = Config::Unknown { what: what.to_owned(), text: text.to_owned() };
+            self.configs.extend([unknown, Config::Unseen]);
             return Ok(None);
         };
         let rewritten = must_be_rewritten(text, &leaves);
@@ -211,9 +216,11 @@ impl Reading {
         if packed && form_of(text).is_none() {
             return Err(unknown_form(text, what));
         }
-        let form = match packed || VAGUE.contains(&leaf.kind.as_str()) {
-            true => form_of(text),
-            false => form_of_kind(&leaf.kind),
+        let form = match form_of(text) {
+            // By whichever name: no other reader makes sense of a template.
+            Some(Form::Jinja) => Some(Form::Jinja),
+            by_line if packed || VAGUE.contains(&leaf.kind.as_str()) => by_line,
+            _ => form_of_kind(&leaf.kind),
         };
         if let Some(form) = form
             && !text.trim().is_empty()

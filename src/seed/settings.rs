@@ -13,8 +13,8 @@ pub(super) enum Config {
     },
     /// What it comes to is known in the guest alone.
     Unknown { what: String, text: String },
-    /// The guest fetches it: not even its text is known.
-    Fetched,
+    /// The guest fetches it, or it is packed in a way that is not known here: not even its text can be seen.
+    Unseen,
 }
 
 /// What is said of a key.
@@ -54,7 +54,7 @@ pub(super) fn setting<'a>(configs: &'a [Config], key: &str) -> Setting<'a> {
                 }
             }
             Config::Unknown { what, text } if mentions(text, key) => found = Setting::Unknown { what, text },
-            Config::Unknown { .. } | Config::Fetched => {}
+            Config::Unknown { .. } | Config::Unseen => {}
         }
     }
     found

@@ -136,10 +136,10 @@ fn a_text_without_users_changes_nothing(#[case] text: &str) {
 
 #[test]
 fn what_the_guest_fetches_may_bring_users() {
-    let access = decide(&[Config::Fetched], &keys(), None);
+    let access = decide(&[Config::Unseen], &keys(), None);
     assert!(access.add_default && access.for_default_user && access.warnings.is_empty());
     // A list that is known takes the place of whatever was fetched.
-    let access = decide(&[Config::Fetched, document("users: [joe]")], &keys(), None);
+    let access = decide(&[Config::Unseen, document("users: [joe]")], &keys(), None);
     assert!(!access.add_default && access.users.is_some());
 }
 

@@ -165,6 +165,7 @@ fn users_are_found_wherever_they_are(#[case] bytes: Vec<u8>) {
 #[rstest]
 #[case::jinja(b"## template: jinja\n#cloud-config\nusers:\n- name: {{ v1.region }}\n".to_vec())]
 #[case::jinja_in_a_message(message(&[("Content-Type: text/jinja2\r\n", "## template: jinja\n#cloud-config\nusers: [joe]\n")]).into_bytes())]
+#[case::jinja_that_is_called_cloud_config(message(&[("Content-Type: text/cloud-config\r\n", "## template: jinja\n#cloud-config\nusers: [{{ x }}]\n{% if y %}")]).into_bytes())]
 #[case::jinja_by_first_line(message(&[("", "## template: jinja\n#cloud-config\nusers: [joe]\n")]).into_bytes())]
 #[case::jinja_in_gzip(gzip("## template: jinja\n#cloud-config\nusers: [joe]\n"))]
 #[case::jinja_in_an_archive(b"#cloud-config-archive\n- |\n  ## template: jinja\n  #cloud-config\n  users: [joe]\n".to_vec())]
@@ -180,6 +181,18 @@ fn users_that_only_the_guest_knows_get_default(#[case] bytes: Vec<u8>) {
     let added = part(&parts, "virga-additions");
     assert_eq!(pyyaml(added[3].as_bytes()), json!({"ssh_authorized_keys": [OUR_KEY], "users": ["default"]}));
     assert!(added[2].contains("list(append)"));
+}
+
+/// Whatever is in it: our keys are for somebody.
+#[rstest]
+#[case::damaged(b"MIME-Version: 1.0\nContent-Type: multipart/mixed\n\n--b\n\nx\n--b--\n")]
+#[case::an_old_encoding(b"MIME-Version: 1.0\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 a\n")]
+#[case::binary_in_an_archive(
+    b"#cloud-config-archive\n- {type: text/cloud-config, content: !!binary dXNlcnM6IFtqb2VdCg==}\n"
+)]
+fn what_cannot_be_seen_may_bring_users(#[case] bytes: &[u8]) {
+    let seed = build(&with_user_data(&[bytes])).unwrap();
+    assert!(String::from_utf8(file(&seed, "user-data")).unwrap().contains("\nusers:\n"));
 }
 
 /// A script is one as a template too, and in a list.
