@@ -56,8 +56,11 @@ fn what_is_piped_in_is_read() {
             assert!(output.status.success(), "{option} {path}: {}", text(&output.stderr));
             assert!(seed(&home, "g", document).contains(there), "{option} {path}");
             if option == "--ssh-public-key-file" {
-                let identities = &record(&home, "g")["identities"];
-                assert_eq!(*identities, serde_json::json!([]), "that is no file to log in with");
+                // What was piped in is no file to log in with: the guest keeps a copy, beside virga's own key.
+                let own = home.state().join("ssh/id_ed25519");
+                assert_eq!(record(&home, "g")["identities"], serde_json::json!([own, "keys/1.pub"]));
+                let kept = std::fs::read_to_string(home.state().join("guests/g/keys/1.pub")).unwrap();
+                assert!(kept.contains(there), "{kept}");
             }
             home.ok(["destroy", "g"]);
         }

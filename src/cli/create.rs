@@ -74,7 +74,8 @@ pub struct GuestArgs {
     /// Run a script as root once; may be given several times
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     run_script_once: Vec<PathBuf>,
-    /// Public keys that get in [default: the agent's, else ~/.ssh/id_*.pub, else one of virga's own]
+    /// Public keys that get in [default: the agent's, else ~/.ssh/id_*.pub; virga's own as well where none of them opens
+    /// the guest without anybody's help]
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     ssh_public_key_file: Vec<PathBuf>,
     /// The user to log in as [default: the image's]

@@ -64,15 +64,25 @@ impl fmt::Display for Trouble {
 /// keys that are still in memory alone are empty files, and its SSH server
 /// dead, when the guest is cut off and started again.
 ///
+/// Whether the guest is on its way down systemd says: to everybody over D-Bus, without that to root alone. Where a service
+/// asked to be given time (an inhibitor of logind's), logind knows it first. Who answered before and does not now is on its
+/// way down.
+///
 /// No single quotes and no backslashes: the login shell that gets it as one
 /// quoted word may be another than `sh`. In the brackets is a name that must not be found in the script's own command line.
 pub(super) fn script(root: &str, instance: &str) -> String {
     let instance = pattern(instance);
     format!(
         r#"r={root}/run/cloud-init v={root}/var/lib/cloud e={root}/etc/cloud old= other=
+system() {{
+  state=$(systemctl is-system-running 2>/dev/null)
+  case $state in ""|unknown) state=$(sudo -n systemctl is-system-running 2>/dev/null);; esac
+}}
 busy() {{
   grep -qs "[b]in/cloud-init" {root}/proc/[0-9]*/cmdline && return
-  [ "$(systemctl is-system-running 2>/dev/null)" = stopping ]
+  system
+  case $state in stopping) return;; "") [ -z "$before" ] || return 0;; esac
+  [ "$(busctl get-property org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager PreparingForShutdown 2>/dev/null)" = "b true" ]
 }}
 echo virga:in
 while :; do
@@ -82,6 +92,7 @@ while :; do
       sync
       echo virga:status; cat $r/status.json; echo; echo virga:end
       echo virga:result; cat $r/result.json; echo; echo virga:end
+      system; before=$state
       while busy; do read -r ask || exit 0; done
       echo virga:settled; exit 0
     esac

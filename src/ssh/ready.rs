@@ -328,7 +328,9 @@ impl<'a> Waiter<'a> {
                 return Ok(Some(Session::Ready(None)));
             }
             let stage = report.stage.map(|stage| format!("cloud-init ({stage})"));
-            self.tell(stage.as_deref().unwrap_or("cloud-init"));
+            if report.end.is_none() {
+                self.tell(stage.as_deref().unwrap_or("cloud-init"));
+            }
             self.progress = stage.or(self.progress.take());
         }
         if let Some(other) = report.other_instance {

@@ -137,7 +137,8 @@ struct CreateArgs {
     /// Install packages, separated by commas; may be given several times
     #[arg(long, value_name = "PACKAGE", value_delimiter = ',', help_heading = "First boot")]
     packages: Vec<String>,
-    /// Public keys that get in [default: the agent's, else ~/.ssh/id_*.pub, else one of virga's own]
+    /// Public keys that get in [default: the agent's, else ~/.ssh/id_*.pub; virga's own as well where none of them opens
+    /// the guest without anybody's help]
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     ssh_public_key_file: Option<PathBuf>,
     /// Only define it

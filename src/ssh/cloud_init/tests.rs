@@ -185,11 +185,20 @@ fn any_instance_id_is_known_again() {
 fn a_result_is_not_the_end() {
     let id = crate::base::plan::InstanceId::generate().unwrap();
     let stopping = "systemctl() { echo stopping; }\n";
-    let running = "systemctl() { echo running; }\n";
+    let running = "systemctl() { echo running; }\nbusctl() { echo b false; }\n";
+    // Without D-Bus root alone is told.
+    let to_root = "systemctl() { return 1; }\nsudo() { [ $1 = -n ] && echo stopping; }\n";
+    let gone = "systemctl() { [ ! -e $r/asked ] || return; echo running; : >$r/asked; }\nsudo() { return 1; }\n";
+    let never = "systemctl() { return 1; }\nsudo() { return 1; }\nbusctl() { return 1; }\n";
+    let prepares = "systemctl() { echo running; }\nbusctl() { echo b true; }\n";
     for (before, command, settled) in [
         (running, "/usr/bin/python3\0/usr/bin/cloud-init\0modules\0--mode=final\0", false),
         (running, "/usr/bin/python3\0/usr/bin/cloud-init\0--all-stages\0", false),
         (stopping, "/sbin/init\0", false),
+        (to_root, "/sbin/init\0", false),
+        (prepares, "/sbin/init\0", false),
+        (gone, "/sbin/init\0", false),
+        (never, "/sbin/init\0", true),
         (running, "tee\0-a\0/var/log/cloud-init-output.log\0", true),
         (running, "/bin/sh\0/var/lib/cloud/instance/scripts/runcmd\0", true),
     ] {

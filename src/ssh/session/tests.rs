@@ -139,7 +139,8 @@ fn the_users_configuration_does_not_weaken_ours() {
     let text = "Host *\nStrictHostKeyChecking no\nUserKnownHostsFile /tmp/x\nProxyJump bastion\nRemoteCommand true\n\
                 ControlMaster auto\nControlPath ~/.ssh/%r@%h:%p\nHostKeyAlgorithms ssh-rsa\nVerifyHostKeyDNS yes\n\
                 NoHostAuthenticationForLocalhost yes\nPort 99\nUser nobody\nHostName example\nCanonicalizeHostname always\n\
-                KnownHostsCommand /bin/true\nGlobalKnownHostsFile /tmp/y\nHost virga-test\nCompression yes\n";
+                KnownHostsCommand /bin/true\nGlobalKnownHostsFile /tmp/y\nAddKeysToAgent yes\nPKCS11Provider /tmp/z\n\
+                Host virga-test\nCompression yes\n";
     fs::write_new(&hostile, text.as_bytes(), 0o600).unwrap();
     let target = target(&sshd);
     let mut args = vec!["-G".to_owned(), "-F".into(), hostile.display().to_string()];
@@ -165,13 +166,14 @@ fn the_users_configuration_does_not_weaken_ours() {
         "nohostauthenticationforlocalhost no",
         "canonicalizehostname false",
         "identitiesonly yes",
+        "addkeystoagent false",
         // That a connection broke is told.
         "loglevel INFO",
         "compression yes",
     ] {
         assert!(shown.lines().any(|shown| shown == line), "{line} in\n{shown}");
     }
-    for key in ["proxyjump", "proxycommand", "controlpath", "remotecommand", "knownhostscommand"] {
+    for key in ["proxyjump", "proxycommand", "controlpath", "remotecommand", "knownhostscommand", "pkcs11provider"] {
         let set = shown.lines().find(|shown| shown.split(' ').next() == Some(key));
         assert!(set.is_none_or(|line| line.ends_with(" none")), "{set:?}");
     }
