@@ -169,6 +169,26 @@ def seed_disk():
     raise RuntimeError("the disk with the seed is not there")
 
 
+def data_source():
+    """cloud-init's data source as it keeps it between boots: with this its own code tells a clone's programs of it. None
+    where there is no such object: then these know less."""
+    try:
+        from cloudinit import sources, util
+
+        return sources.pkl_load(CLOUD + "/instance/obj.pkl"), util.load_yaml
+    except Exception as error:  # other versions may have it elsewhere
+        print("cloud-init's data source cannot be loaded: %r" % error, file=sys.stderr)
+        return None, None
+
+
+def configured_user(source):
+    """The default user by the guest's own configuration."""
+    try:
+        return source.sys_cfg["system_info"]["default_user"]["name"]
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+
 def is_active(unit):
     return call("systemctl", "is-active", unit).strip() == "active"
 
@@ -202,7 +222,7 @@ def strip():
     instance = os.path.realpath(CLOUD + "/instance")
     for entry in os.listdir(instance):
         # The marks of what ran once stay; what it ran from goes.
-        if entry not in ("sem", "boot-finished"):
+        if entry not in ("sem", "boot-finished", "datasource"):
             remove(os.path.join(instance, entry))
 
 
@@ -317,11 +337,18 @@ def network_files(orders, old):
 def names_and_logins(orders, old):
     write("/etc/hostname", orders["hostname"] + "\n")
     rewrite(old["hosts"], [(old["hostname"], orders["hostname"])])
-    authorize(orders["user"], orders["authorized_keys"])
+    authorize(old["user"], orders["authorized_keys"])
     for folder in JOURNALS:
         if os.path.isdir(folder + old["machine"]):
             os.rename(folder + old["machine"], folder + orders["machine_id"])
     instance(orders, old)
+
+
+def known(user):
+    try:
+        return bool(pwd.getpwnam(user))
+    except KeyError:
+        return False
 
 
 def authorize(user, keys):
@@ -349,6 +376,35 @@ def instance(orders, old):
     rewrite(old["cloud"], pairs)
     write(CLOUD + "/data/instance-id", orders["instance"] + "\n")
     write(CLOUD + "/data/previous-instance-id", orders["instance"] + "\n")
+
+
+def tell_cloud_init(source, load_yaml, documents, names):
+    """Has cloud-init's programs (query, schema, collect-logs) find of the clone's seed what they find after a boot from
+    it."""
+    try:
+        raw = {name: text.encode() for name, text in documents.items()}
+        for key in ("public-keys", "public_keys", "hostname", "local-hostname"):
+            source.metadata.pop(key, None)
+        source.metadata.update(load_yaml(raw["meta-data"]) or {})
+        source.userdata_raw, source.vendordata_raw = raw["user-data"], raw["vendor-data"]
+        source.userdata = source.vendordata = None
+        if getattr(source, "_network_config", None):
+            source._network_config = load_yaml(raw["network-config"])
+        folder = CLOUD + "/instance/"
+        for name, text, parts in (
+            ("user-data", raw["user-data"], source.get_userdata),
+            ("vendor-data", raw["vendor-data"], source.get_vendordata),
+            ("vendor-data2", b"", source.get_vendordata2),
+        ):
+            write(folder + name + ".txt", text.decode(errors="surrogateescape"), 0o600)
+            write(folder + name + ".txt.i", str(parts()), 0o600)
+        # Made anew: the one that is there it would take for an old one, and remove what that leads to.
+        remove(RUN + "/cloud-id")
+        source.persist_instance_data()
+        # This process has asked for the host's name before.
+        rewrite(mentions([RUN + "/instance-data*.json"], names[0]), [names])
+    except Exception as error:  # the guest is whole without it
+        print("cloud-init's programs know less of this guest: %r" % error, file=sys.stderr)
 
 
 def network_card(device, name, address):
@@ -400,6 +456,7 @@ def main():
         channel = open_channel()
         device, name, mac = card()
         hostname, instance_id = socket.gethostname(), read(CLOUD + "/data/instance-id").strip()
+        source, load_yaml = data_source()
         old = {
             "card": device,
             "name": name,
@@ -407,6 +464,7 @@ def main():
             "mac": mac,
             "hostname": hostname,
             "instance": instance_id,
+            "user": configured_user(source),
             "seed": seed_disk(),
             "hosts": mentions(["/etc/hosts"], hostname),
             "network": mentions(NETWORK_FILES, mac, mac.upper()),
@@ -429,6 +487,8 @@ def main():
         os.write(channel, json.dumps({"ready": ready}).encode() + b"\n")
 
         orders = json.loads(line_from(channel))
+        if not old["user"] or known(orders["user"]):
+            old["user"] = orders["user"]
         drawn = reseed(base64.b64decode(orders["entropy"]))
         # Each that is waited for goes on as soon as all that it reads is there.
         socket.sethostname(orders["hostname"])
@@ -447,11 +507,13 @@ def main():
         names_and_logins(orders, old)
         os.kill(-1, signal.SIGCONT)
         network_card(old["card"], name, orders["address"])
-        os.write(channel, json.dumps({"renewed": {"drawn": drawn, "clock": clock}}).encode() + b"\n")
+        os.write(channel, json.dumps({"renewed": {"drawn": drawn, "clock": clock, "user": old["user"]}}).encode() + b"\n")
         os.close(channel)
         channel = None
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         if not orders["first_boot"]:
+            if source:
+                tell_cloud_init(source, load_yaml, orders["documents"], (old["hostname"], orders["hostname"]))
             online(name)
             # The clone has better things to do at first.
             time.sleep(5)

@@ -10,7 +10,8 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use support::{
-    Home, LONG, Mirror, SMALL, SOLO, WARM, image, in_guest, names, os_release, run, sha256, text, tiny, wait_for, write,
+    Home, LONG, Mirror, SMALL, SOLO, WARM, cloud_inits_programs_know, image, in_guest, names, os_release, run, sha256,
+    text, tiny, wait_for, write,
 };
 
 /// A signed stream → sync → create → wait → ssh → stop → start → destroy.
@@ -50,6 +51,7 @@ fn a_boot_from_a_signed_stream_and_back() {
 
     identity_and_first_boot(&home, free);
     seed_is_valid_to_cloud_init(&home);
+    cloud_inits_programs_know(&home, "web");
     guests_of_one_image_differ(&home);
 
     home.ok(["destroy", "web", "other"]);

@@ -57,6 +57,24 @@ fn the_first_login_waits_and_finds_out_who_is_let_in() {
     home.assert_nothing_left();
 }
 
+/// The same of a clone, which is not let in by cloud-init but by what it is told: its own configuration knows its user.
+#[test]
+fn a_clone_knows_who_its_user_is() {
+    let home = Home::with_key();
+    let user = os_release("ID");
+    let other = if user == "ubuntu" { "debian" } else { "ubuntu" };
+    let mirror = Mirror::with_image(&home, image(), &[&format!("os={other}"), "release=one", "version=1"]);
+    home.ok(mirror.sync_args());
+    let output = home.output(["create", "one", "release=one"].iter().chain(&WARM));
+    let said = text(&output.stderr);
+    assert!(output.status.success() && !said.contains("starting cold"), "{said}");
+    assert_eq!(in_guest(&home, "one", "id -un"), format!("{user}\n"));
+    assert_eq!(home.json(["info", "one"])["user"], user.as_str(), "{said}");
+    home.ok(["destroy", "one"]);
+    drop(mirror);
+    home.assert_nothing_left();
+}
+
 fn options_are_sshs_or_refused(home: &Home) {
     for refused in [&["-p", "22"][..], &["-F", "none"], &["-J", "host"], &["-4"], &["-NM"]] {
         let error = home.fails(2, ["ssh", "one"].iter().chain(refused));

@@ -11,7 +11,9 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use support::{Home, SMALL, WARM, clock_is_right, image, in_guest, names, run, sha256, text, write};
+use support::{
+    Home, SMALL, WARM, clock_is_right, cloud_inits_programs_know, image, in_guest, names, run, sha256, text, write,
+};
 
 /// What a clone is asked, one line an answer. The last one: for three connections the remainder of a TCP sequence number
 /// once the clock is taken off (`net/core/secure_seq.c` adds one for every 64 ns), before and after.
@@ -98,6 +100,7 @@ fn clones_are_machines_of_their_own_and_bad_templates_are_refused() {
     home.ok(["stop", "three"]);
     home.fails(1, ["wait", "three", "--timeout", "20m"]);
     assert_eq!(in_guest(&home, "two", "hostname"), "two\n");
+    cloud_inits_programs_know(&home, "two");
     home.ok(["rename", "three", "drei"]);
     started_again(&home, "drei", &clones[2]);
     for (name, clone) in [("four", &clones[3]), ("five", &clones[4])] {

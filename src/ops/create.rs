@@ -165,7 +165,7 @@ impl Job<'_> {
         let driver = env.driver(self.machine.driver);
         self.lay_out_disks(driver.as_ref(), &held.record.plan, template)?;
         laps.lap("overlay");
-        let keys = self.write_seed(&mut held)?;
+        let seed = self.write_seed(&mut held)?;
         laps.lap("seed");
         interrupt::check()?;
 
@@ -174,8 +174,11 @@ impl Job<'_> {
         driver.create(&held.record.plan)?;
         match template {
             Some(template) => {
-                let started = warm::start(self, driver.as_ref(), &held.record, template, &keys, &mut laps)?;
+                let (started, user) = warm::start(self, driver.as_ref(), &held.record, template, &seed, &mut laps)?;
                 machine::note_type(&mut held.record.plan, &started);
+                if let Some(user) = user.filter(|_| held.record.user == template.record.key.user) {
+                    user.as_str().clone_into(&mut held.record.user);
+                }
             }
             None if request.start => {
                 let started = driver.start(&held.record.plan, Begin::Boot)?;
@@ -269,6 +272,14 @@ impl Job<'_> {
     }
 }
 
+/// A seed as it was written: what a guest that does not boot from it is told in its place.
+pub(super) struct WrittenSeed {
+    /// The host keys that were made for it.
+    pub host_keys: Vec<seed::HostKey>,
+    /// Its files, by their names.
+    pub documents: Vec<(String, Vec<u8>)>,
+}
+
 /// What of the user's goes into the seed, read before anything is made.
 pub(super) struct Material {
     pub user_data: Vec<seed::UserPart>,
@@ -327,7 +338,7 @@ fn file_name(path: &Path) -> String {
 
 impl Job<'_> {
     /// Makes the host keys and the seed, writes seed and `known_hosts`, and notes in the record how to get in.
-    fn write_seed(&self, held: &mut Held) -> Result<Vec<seed::HostKey>> {
+    fn write_seed(&self, held: &mut Held) -> Result<WrittenSeed> {
         let Job { env, request, material, .. } = *self;
         let plan = &held.record.plan;
         let host_keys = identity::host_keys(&plan.name)?;
@@ -361,6 +372,6 @@ impl Job<'_> {
         held.record.instance = seed.instance;
         identity::grant(&env.settings.layout, &mut held.record, &material.authorized)?;
         held.record.plan.host_keys = seed.host_public_keys;
-        Ok(host_keys)
+        Ok(WrittenSeed { host_keys, documents: seed.files })
     }
 }

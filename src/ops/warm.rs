@@ -1,16 +1,17 @@
 //! Warm starts: a clone of a template, resumed and made a machine of its own.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
 
-use super::create::Job;
+use super::create::{Job, WrittenSeed};
 use super::origin::Base;
 use super::{Env, machine, template};
 use crate::base::nic::Network;
 use crate::base::plan::{InstanceId, random};
 use crate::base::poll::Laps;
-use crate::base::{Error, Kind, Result, fs};
+use crate::base::{Error, Kind, Result, UserName, fs};
 use crate::driver::{Begin, Driver, Saved, Started, Status};
 use crate::guest::Record;
 use crate::seed;
@@ -114,9 +115,9 @@ pub(super) fn start(
     driver: &dyn Driver,
     record: &Record,
     template: &Template,
-    host_keys: &[seed::HostKey],
+    seed: &WrittenSeed,
     laps: &mut Laps,
-) -> Result<Started> {
+) -> Result<(Started, Option<UserName>)> {
     let saved = Saved { state: template.files.state(), memory: Some(template.files.memory()) };
     let started = std::thread::scope(|scope| {
         // Meanwhile QEMU gets ready. It runs nothing of the template before all of that is known to be what was saved.
@@ -131,7 +132,7 @@ pub(super) fn start(
     for note in &started.notes {
         job.env.reporter.note(note);
     }
-    let orders = orders(job, record, template, host_keys)?;
+    let orders = orders(job, record, template, seed)?;
     // Before it runs: what it says is not lost.
     let mut channel = driver.channel(&record.plan)?;
     driver.release(&record.plan)?;
@@ -147,10 +148,11 @@ pub(super) fn start(
     driver.connect(&record.plan)?;
     laps.lap("renewal");
     tracing::debug!(guest = %record.name(), drawn = receipt.drawn, clock = receipt.clock, "renewed");
-    Ok(started)
+    let other = (receipt.user != orders.user).then(|| receipt.user.parse().ok()).flatten();
+    Ok((started, other))
 }
 
-fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed::HostKey]) -> Result<Orders> {
+fn orders(job: &Job<'_>, record: &Record, template: &Template, seed: &WrittenSeed) -> Result<Orders> {
     let Job { request, material, .. } = *job;
     let plan = &record.plan;
     let key = |key: &seed::HostKey| OrderedKey {
@@ -158,6 +160,11 @@ fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed
         private: key.private_openssh.clone(),
         public: key.public_openssh.clone(),
     };
+    let first_boot = !(material.user_data.is_empty()
+        && material.scripts.is_empty()
+        && request.packages.is_empty()
+        && request.password.is_none());
+    let text = |(name, bytes): &(String, Vec<u8>)| (name.clone(), String::from_utf8_lossy(bytes).into_owned());
     Ok(Orders {
         // As much as the generator holds, many times over: it is mixed, not trusted to be spread.
         entropy: base64::engine::general_purpose::STANDARD.encode(random::<512>()?),
@@ -167,13 +174,11 @@ fn orders(job: &Job<'_>, record: &Record, template: &Template, host_keys: &[seed
         instance: plan.id.to_string(),
         mac: plan.nics.first().map(|nic| nic.mac.to_string()).unwrap_or_default(),
         address: job.env.driver(record.driver).address(plan).map(|pair| pair.map(|part| part.to_string())),
-        host_keys: host_keys.iter().map(key).collect(),
+        host_keys: seed.host_keys.iter().map(key).collect(),
         user: template.record.key.user.clone(),
         authorized_keys: material.authorized.keys.clone(),
-        first_boot: !(material.user_data.is_empty()
-            && material.scripts.is_empty()
-            && request.packages.is_empty()
-            && request.password.is_none()),
+        first_boot,
+        documents: if first_boot { BTreeMap::new() } else { seed.documents.iter().map(text).collect() },
     })
 }
 

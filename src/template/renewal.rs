@@ -1,6 +1,7 @@
 //! The talk with the service in the guest (`cloud-init/renew.py`): one JSON
 //! object a line. What comes from there is a guest's word, and no more.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
@@ -47,12 +48,15 @@ pub struct Orders {
     pub address: Option<[String; 2]>,
     /// Its SSH identity.
     pub host_keys: Vec<OrderedKey>,
-    /// The default user.
+    /// The default user; one that the guest does not have is that of its own configuration.
     pub user: String,
     /// Who gets in as that user.
     pub authorized_keys: Vec<String>,
     /// Whether there is work for cloud-init.
     pub first_boot: bool,
+    /// The documents of its seed by their names, for what cloud-init's own programs say of them; none where cloud-init runs
+    /// and reads them itself.
+    pub documents: BTreeMap<String, String>,
 }
 
 /// One host key.
@@ -85,6 +89,9 @@ pub struct Receipt {
     pub drawn: String,
     /// How far its clock can be off, in seconds: half of what asking for the time took.
     pub clock: f64,
+    /// Whom it lets in: a guest's word.
+    #[serde(default)]
+    pub user: String,
 }
 
 #[derive(Deserialize)]

@@ -133,6 +133,7 @@ fn orders() -> Orders {
         user: "debian".into(),
         authorized_keys: Vec::new(),
         first_boot: false,
+        documents: BTreeMap::new(),
     }
 }
 

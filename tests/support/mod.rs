@@ -506,6 +506,27 @@ pub fn in_guest(home: &Home, name: &str, command: &str) -> String {
     home.ok(["ssh", name, "--", command])
 }
 
+/// cloud-init's own programs know the guest, which is through with its first boot: what they say is the same in a clone.
+#[track_caller]
+pub fn cloud_inits_programs_know(home: &Home, name: &str) {
+    let id = in_guest(home, name, "cat /var/lib/cloud/data/instance-id");
+    let ask = |what: &str| in_guest(home, name, &format!("sudo cloud-init {what}"));
+    assert_eq!(ask("query instance_id"), id);
+    let all: serde_json::Value = serde_json::from_str(&ask("query --all")).unwrap();
+    assert_eq!((&all["local_hostname"], &all["ds"]["meta_data"]["local-hostname"]), (&name.into(), &name.into()));
+    assert!(all["public_ssh_keys"][0].as_str().unwrap().starts_with("ssh-ed25519 "), "{all}");
+    assert!(all["userdata"].as_str().unwrap().contains("virga-decisions"), "{all}");
+    assert!(all["vendordata"].as_str().unwrap().starts_with("#cloud-config"), "{all}");
+    assert!(!all.to_string().contains("virga-template"), "{all}");
+    assert!(ask("status --long").contains("status: done"));
+    assert!(ask("schema --system").contains("Valid cloud-config"));
+    let logs =
+        in_guest(home, name, "sudo cloud-init collect-logs -t /tmp/logs.tgz >/dev/null && tar tzf /tmp/logs.tgz");
+    for file in ["cloud-id", "instance-data-sensitive.json", "result.json", "status.json"] {
+        assert!(logs.contains(&format!("run/cloud-init/{file}\n")), "no {file} in {logs}");
+    }
+}
+
 fn now() -> f64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
 }
