@@ -184,7 +184,7 @@ def data_source():
 def configured_user(source):
     """The default user by the guest's own configuration."""
     try:
-        return source.sys_cfg["system_info"]["default_user"]["name"]
+        return source.distro.get_default_user()["name"]
     except (AttributeError, KeyError, TypeError):
         return None
 
