@@ -102,13 +102,13 @@ fn on_a_full_disk_guests_can_be_seen_stopped_and_removed() {
         trap '"$VIRGA" destroy g h >/dev/null 2>&1' EXIT
         "$VIRGA" create g --image {0} {small}
         "$VIRGA" create h --image {0} {small} --no-start
+        until [ -n "$("$VIRGA" console g -n 1)" ]; do sleep 0.1; done
         head -c 100m /dev/zero >"$STATE/fill" 2>/dev/null && exit 9
         "$VIRGA" list
         "$VIRGA" info g >/dev/null
         before=$("$VIRGA" console g -n 1)
         new() {{ [ "$("$VIRGA" console g -n 1)" != "$before" ]; }}
-        for try in $(seq 500); do new && break; done
-        new || exit 8
+        until new; do sleep 0.1; done
         "$VIRGA" stop --force g
         "$VIRGA" list
         "$VIRGA" destroy g h
