@@ -6,7 +6,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::{Home, LONG, run, text, wait_for};
+use support::{Home, LONG, boot_sector, run, text, wait_for};
 
 const SMALL: [&str; 4] = ["--accel", "tcg", "--memory", "64M"];
 /// Most bytes of a console's log.
@@ -26,13 +26,7 @@ fn talker(home: &Home, last: u32) -> PathBuf {
     ];
     code.extend(last.to_le_bytes());
     code.extend([0x72, 0xe2, 0xf4, 0xeb, 0xfd]); // jb next; hang: hlt; jmp hang
-    code.resize(510, 0);
-    code.extend([0x55, 0xaa]);
-    code.resize(1 << 20, 0);
-    let (raw, image) = (home.path("talker.raw"), home.path("talker.qcow2"));
-    std::fs::write(&raw, code).unwrap();
-    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), image.to_str().unwrap()]);
-    image
+    boot_sector(&home.path("talker.qcow2"), code)
 }
 
 fn number(line: &str) -> u32 {

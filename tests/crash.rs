@@ -14,7 +14,8 @@ use std::process::Stdio;
 
 use rstest::rstest;
 use support::{
-    Home, LONG, Mirror, SOLO, WARM, in_guest, names, run, sha256, small_image, telling, text, tiny, wait_for,
+    Home, LONG, Mirror, SOLO, WARM, boot_sector, in_guest, names, run, sha256, small_image, telling, text, tiny,
+    wait_for,
 };
 
 /// Kills a command before its first step, then before its second, until it gets through, each time from where `before`
@@ -170,14 +171,7 @@ fn run_and_its_guest() {
 /// The image of a machine that switches itself off as its first deed.
 fn ends_at_once(home: &Home) -> PathBuf {
     // mov ax, 0x2000; mov dx, 0x604 (the ACPI control register of QEMU's q35); out dx, ax; hlt
-    let mut sector = vec![0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4];
-    sector.resize(510, 0);
-    sector.extend([0x55, 0xaa]);
-    sector.resize(1 << 20, 0);
-    let (raw, image) = (home.path("ends.raw"), home.path("ends.qcow2"));
-    std::fs::write(&raw, sector).unwrap();
-    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), image.to_str().unwrap()]);
-    image
+    boot_sector(&home.path("ends.qcow2"), vec![0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4])
 }
 
 /// A clone is a whole machine, or a half-made one that no command takes for one; the template stays as it is.

@@ -273,7 +273,7 @@ impl Running {
         }
     }
 
-    /// Writes a line to its input now, of no more than [`LINE`] bytes. One that has left a whole pipe unread does not
+    /// Writes a line to its input now, of no more than `LINE` bytes. One that has left a whole pipe unread does not
     /// get it: nobody listens there, and waiting for it would have no end.
     pub fn send(&mut self, line: &[u8]) {
         debug_assert!(line.len() <= LINE, "{} bytes at once", line.len());

@@ -99,8 +99,8 @@ pub struct Ready {
     pub user: Option<UserName>,
 }
 
-/// Waits until the guest is ready: until the next login works, also where the guest restarts by itself before. That cloud-init failed is an [`Outcome`],
-/// not an error: the wait itself went well.
+/// Waits until the guest is ready: until the next login works, also where the guest restarts by itself before. That
+/// cloud-init failed is an [`Outcome`], not an error: the wait itself went well.
 ///
 /// # Errors
 /// - [`crate::base::Kind::TimedOut`] at the deadline, with the stage reached and the last trouble;

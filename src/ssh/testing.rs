@@ -1,4 +1,4 @@
-//! A real sshd for tests, in a temporary folder and on a port of its own.
+//! For tests: a real sshd, in a temporary folder and on a port of its own; files as a guest has them.
 #![allow(clippy::disallowed_methods, reason = "tests start sshd on a socket, which base::cmd does not offer")]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,6 +14,13 @@ use super::session::Login;
 use crate::base::cmd::{Cmd, Running};
 use crate::base::fs;
 use crate::base::poll::wait_for;
+
+/// A file of a guest's below `root`, with the folders above it.
+pub(super) fn put(root: &Path, name: &str, text: &str) {
+    let path = root.join(name);
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
+}
 
 /// One sshd process a connection (`sshd -i`): no port to guess, nothing to stop.
 pub(super) struct Sshd {

@@ -338,6 +338,17 @@ pub fn small_image(path: &Path, size: &str) {
     run("qemu-img", ["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size]);
 }
 
+/// A qcow2 image of a MiB that starts this 16-bit code on a machine with a BIOS; its path again.
+pub fn boot_sector(path: &Path, mut code: Vec<u8>) -> PathBuf {
+    code.resize(510, 0);
+    code.extend([0x55, 0xaa]);
+    code.resize(1 << 20, 0);
+    let raw = path.with_extension("raw");
+    std::fs::write(&raw, code).unwrap();
+    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), path.to_str().unwrap()]);
+    path.to_owned()
+}
+
 /// The SHA-256 of a file, by a program that we did not write.
 pub fn sha256(path: &Path) -> String {
     run("sha256sum", [path]).split(' ').next().unwrap().to_owned()

@@ -2,6 +2,7 @@ use super::*;
 use crate::base::cmd::{Cmd, Output, Running};
 use crate::base::fs;
 use crate::base::poll::wait_for;
+use crate::ssh::testing::put;
 
 const HEALTHY: &str = r#"{"v1": {"datasource": "DataSourceNoCloud", "stage": null,
     "init": {"errors": [], "recoverable_errors": {}, "start": 1.0, "finished": 2.0},
@@ -85,11 +86,7 @@ fn end_of(running: &mut Running) -> Output {
 fn one_line_is_one_look() {
     let folder = tempfile::tempdir().unwrap();
     let (id, root) = ("i-1", folder.path().to_str().unwrap());
-    let put = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        fs::create_dir(path.parent().unwrap()).unwrap();
-        fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
-    };
+    let put = |name: &str, text: &str| put(folder.path(), name, text);
     put("run/cloud-init/status.json", r#"{"v1": {"stage": "modules-config"}}"#);
     put("run/cloud-init/result.json", RESULT);
     put("var/lib/cloud/data/instance-id", "other\n");
@@ -110,11 +107,7 @@ fn the_script_reads_the_documented_files() {
     for shell in ["dash", "bash", "sh"] {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().to_str().unwrap();
-        let put = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            fs::create_dir(path.parent().unwrap()).unwrap();
-            fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
-        };
+        let put = |name: &str, text: &str| put(folder.path(), name, text);
         let run = || {
             let mut running = Cmd::new(shell).args(["-c", &script(root, id)]).spawn().unwrap();
             running.feed(b"\nstatus\n\nstatus\n".to_vec());
@@ -152,11 +145,7 @@ fn the_script_survives_one_pair_of_quotes() {
 #[test]
 fn any_instance_id_is_known_again() {
     let folder = tempfile::tempdir().unwrap();
-    let put = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        fs::create_dir(path.parent().unwrap()).unwrap();
-        fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
-    };
+    let put = |name: &str, text: &str| put(folder.path(), name, text);
     put("run/cloud-init/status.json", HEALTHY);
     put("run/cloud-init/result.json", RESULT);
     for id in
@@ -203,11 +192,7 @@ fn a_result_is_not_the_end() {
         (running, "/bin/sh\0/var/lib/cloud/instance/scripts/runcmd\0", true),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            fs::create_dir(path.parent().unwrap()).unwrap();
-            fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
-        };
+        let put = |name: &str, text: &str| put(folder.path(), name, text);
         put("run/cloud-init/status.json", HEALTHY);
         put("run/cloud-init/result.json", RESULT);
         put("var/lib/cloud/data/instance-id", &format!("{id}\n"));

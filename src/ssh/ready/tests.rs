@@ -6,7 +6,7 @@ use crate::base::poll::{LONG, wait_for};
 use crate::base::{Kind, fs};
 use crate::ssh::keys::{HostKeys, own_key};
 use crate::ssh::known_hosts;
-use crate::ssh::testing::Sshd;
+use crate::ssh::testing::{Sshd, put};
 
 const RESULT: &str = r#"{"v1": {"datasource": "DataSourceNoCloud", "errors": []}}"#;
 const FAILED: &str = r#"{"v1": {"stage": null, "modules-final": {"errors": ["('scripts_user', RuntimeError('x'))"]}}}"#;
@@ -63,9 +63,7 @@ impl Guest {
     }
 
     fn put(&self, name: &str, text: &str) {
-        let path = self.root.path().join(name);
-        fs::create_dir(path.parent().unwrap()).unwrap();
-        fs::write_atomic(&path, text.as_bytes(), 0o644).unwrap();
+        put(self.root.path(), name, text);
     }
 
     /// What cloud-init leaves behind, the result last.
