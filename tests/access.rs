@@ -29,6 +29,8 @@ fn foreign_programs_reach_guests_by_name() {
     let home = Home::with_key().warm();
     for name in ["one", "two"] {
         home.ok(["create", name, "--image", image().to_str().unwrap()].into_iter().chain(WARM));
+        // OpenSSH by itself does not wait for a login, as `virga ssh` does.
+        home.ok(["wait", name]);
     }
     let user = home.path("home/.ssh/config");
     write(&user, "Host elsewhere\n    Port 1\n");
