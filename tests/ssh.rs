@@ -118,7 +118,8 @@ fn a_guest_that_restarts_by_itself_is_ready_after_that() {
     home.ok(["destroy", "again"]);
     user_data("off", "poweroff");
     let error = home.fails(1, ["wait", "off", "--timeout", "20m"]);
-    assert!(error.contains("cloud-init was through, but the guest did not stay up"), "{error}");
+    // How far it had come by then, and whether a login was quick enough to see it, is the machine's affair.
+    assert!(error.contains("the guest ended: "), "{error}");
     home.ok(["destroy", "off"]);
     home.assert_nothing_left();
 }

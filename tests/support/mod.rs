@@ -275,13 +275,19 @@ fn all_cold() -> bool {
     std::env::var_os("VIRGA_TEST_COLD").is_some()
 }
 
-/// Kills a program: the one that `nsenter` runs, where it is that, which passes no signals on. What the program
-/// itself has started lives on: a guest is not to die with the command that starts it.
+/// Kills a program, and returns when it is gone: the one that `nsenter` runs, where it is that, which passes no signals on
+/// and ends with it. What the program itself has started lives on: a guest is not to die with the command that starts it.
 pub fn end(child: &mut Child) {
     let name = std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap_or_default();
     if name.trim_end() == "nsenter" {
-        for pid in children(child.id()) {
-            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        let inside = children(child.id());
+        for pid in &inside {
+            let _ = Command::new("kill").args(["-KILL", pid]).status();
+        }
+        if !inside.is_empty() {
+            // Without nsenter nobody would know when what is inside has let go of its locks.
+            let _ = child.wait();
+            return;
         }
     }
     let _ = child.kill();
