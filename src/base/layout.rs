@@ -139,6 +139,19 @@ impl Layout {
         self.streams().join(source)
     }
 
+    /// How new the metadata was that was verified last of a source. A folder of its own: it can be carried from one
+    /// machine to the next, without the pool.
+    #[must_use]
+    pub fn verified(&self, source: &str) -> PathBuf {
+        self.home.join("verified").join(format!("{source}.json"))
+    }
+
+    /// Held while any of these changes.
+    #[must_use]
+    pub fn verified_lock(&self) -> PathBuf {
+        self.home.join("verified").join("lock")
+    }
+
     /// The folder of all guests.
     #[must_use]
     pub fn guests(&self) -> PathBuf {

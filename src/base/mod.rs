@@ -22,6 +22,7 @@ pub mod progress;
 pub mod size;
 pub mod state;
 pub mod tls;
+pub mod trust;
 pub mod undo;
 
 pub use address::Address;
@@ -33,3 +34,4 @@ pub use name::{
 };
 pub use plan::GuestPlan;
 pub use size::ByteSize;
+pub use trust::Trust;

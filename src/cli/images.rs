@@ -109,17 +109,16 @@ fn json(line: &Listed) -> serde_json::Value {
         "id": record.id, "ftype": record.key("ftype"), "source": record.source, "blob": record.blob, "size": record.size,
         "virtual_size": record.disk.map(|disk| disk.virtual_size), "format": record.disk.map(|disk| disk.format),
         "synced_at": record.synced_at, "retired_at": record.retired_at, "present": line.present,
-        "signer": record.signer(), "guests": line.guests, "chain": record.chain, "keys": record.keys,
+        "trust": record.trust(), "signer": record.signer(), "guests": line.guests, "chain": record.chain, "keys": record.keys,
     })
 }
 
 /// An image's keys and what the pool adds to them, for templates.
 fn keys(line: &Listed) -> BTreeMap<String, String> {
     let record = &line.record;
-    let mut keys = record.keys.clone();
+    let mut keys = record.described();
     keys.extend([
         ("id".into(), record.id.to_string()),
-        ("source".into(), record.source.clone()),
         ("blob".into(), record.blob.to_string()),
         ("guests".into(), line.guests.to_string()),
         ("state".into(), state(line).into()),
@@ -158,12 +157,7 @@ fn table(listed: &[Listed]) {
             record.key("ftype").to_owned(),
             ByteSize(record.size).to_string(),
             record.source.clone(),
-            match record.signer() {
-                Some(_) => "signed",
-                None if record.is_own() => "own",
-                None => "UNSIGNED",
-            }
-            .to_owned(),
+            record.trust().to_string(),
             state(line).to_owned(),
             line.guests.to_string(),
         ]
@@ -221,6 +215,7 @@ pub(super) fn chain(line: &Listed) -> String {
             None => text += "            UNSIGNED: only the connection vouched for it\n",
         }
     }
+    text += &upstream(line);
     text += &format!(
         "  item      {} ({})\n            announced {}\n",
         record.chain.path,
@@ -229,6 +224,16 @@ pub(super) fn chain(line: &Listed) -> String {
     );
     text += &format!("  blob      {}, verified {}\n", record.blob, record.synced_at);
     text.lines().map(|line| format!("{}\n", render::plain(line))).collect()
+}
+
+/// What a mirror says of where it had the image from: its own signature vouches for no more than that it says so.
+fn upstream(line: &Listed) -> String {
+    let record = &line.record;
+    match record.key("upstream_trust") {
+        "" => String::new(),
+        "signed" => format!("  upstream  signed by {}, says the mirror\n", record.key("upstream_key")),
+        _ => "  upstream  UNSIGNED: the mirror had only a connection's word for it\n".to_owned(),
+    }
 }
 
 /// Rot is a refusal: exit code 5, so that scripts notice.

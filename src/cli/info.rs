@@ -60,6 +60,7 @@ fn value_of(info: &info::Info) -> Value {
         "pool": plan.daemon.as_ref().map(|daemon| &daemon.pool),
         "location": info.listed.location,
         "image": image_of(&record.origin.keys),
+        "trust": record.origin.trust,
         "image_id": record.origin.image,
         "template": record.origin.template,
         "created": record.created,
@@ -99,6 +100,7 @@ fn rows(info: &info::Info) -> Vec<(&'static str, String)> {
     rows.extend([
         ("location", info.listed.location.clone().unwrap_or_default()),
         ("image", image_of(&record.origin.keys)),
+        ("trust", text(record.origin.trust.as_ref().map(|trust| trust as _))),
         ("template", text(record.origin.template.as_ref().map(|id| id as _))),
         ("created", record.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
         (

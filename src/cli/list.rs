@@ -8,7 +8,7 @@ use super::args::{FormatArg, value};
 use super::render::{self, Format};
 use super::term;
 use crate::base::plan::Disk;
-use crate::base::{GuestName, Result};
+use crate::base::{GuestName, Result, Trust};
 use crate::ops::{Env, list};
 
 /// `virga list`
@@ -35,6 +35,7 @@ struct Row<'a> {
     state: &'static str,
     driver: Option<String>,
     image: Option<String>,
+    trust: Option<Trust>,
     id: Option<&'a str>,
     created: Option<String>,
     memory: Option<u64>,
@@ -72,6 +73,7 @@ impl<'a> Row<'a> {
             state: listed.state.word(),
             driver: record.map(|record| record.driver.to_string()),
             image: record.map(|record| image_of(&record.origin.keys)),
+            trust: record.and_then(|record| record.origin.trust),
             id: record.map(|record| record.plan.id.as_str()),
             created: record.map(|record| record.created.to_string()),
             memory: record.map(|record| record.plan.memory.0),
@@ -118,7 +120,10 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
                 let mut cells = vec![
                     row.name.to_owned(),
                     row.state.to_owned(),
-                    row.image.filter(|image| !image.is_empty()).unwrap_or_else(dash),
+                    match (row.image.filter(|image| !image.is_empty()).unwrap_or_else(dash), row.trust) {
+                        (image, Some(trust @ Trust::Unsigned)) => format!("{image} {trust}"),
+                        (image, _) => image,
+                    },
                     row.ssh.unwrap_or_else(dash),
                 ];
                 cells.extend(clustered.then(|| row.location.map_or_else(dash, str::to_owned)));

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::{FormatArg, MachineArgs, value};
 use super::render::{self, Format};
 use super::term;
-use crate::base::{Result, TemplateId};
+use crate::base::{Result, TemplateId, Trust};
 use crate::ops::template::Listed;
 use crate::ops::{Env, template};
 
@@ -94,6 +94,7 @@ fn value_of(line: &Listed) -> serde_json::Value {
         Ok(template) => json!({
             "id": line.id,
             "key": template.record.key,
+            "trust": line.trust,
             "created": template.record.created,
             "facts": template.record.facts,
             "size": template.on_disk(),
@@ -118,7 +119,10 @@ fn listing(lines: &[Listed], format: Format) -> Result<()> {
                 let key = &template.record.key;
                 vec![
                     line.id.to_string(),
-                    key.image.hex()[..12].to_owned(),
+                    match line.trust {
+                        Some(trust @ Trust::Unsigned) => format!("{} {trust}", &key.image.hex()[..12]),
+                        _ => key.image.hex()[..12].to_owned(),
+                    },
                     key.memory.to_string(),
                     key.cpus.to_string(),
                     key.backend.get("accelerator").cloned().unwrap_or_default(),
@@ -149,6 +153,7 @@ fn info(line: &Listed, format: Format) -> Result<()> {
         ("id", line.id.to_string()),
         ("created", template.record.created.to_string()),
         ("image", key.image.to_string()),
+        ("trust", line.trust.map(|trust| trust.to_string()).unwrap_or_default()),
         ("memory", key.memory.to_string()),
         ("cpus", key.cpus.to_string()),
         ("disk", key.disk.to_string()),

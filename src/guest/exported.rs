@@ -13,7 +13,7 @@ use super::Record;
 use crate::base::container::ContainerWish;
 use crate::base::nic::Network;
 use crate::base::plan::DriverKind;
-use crate::base::{Arch, ByteSize, Context as _, Digest, Error, GuestName, Result};
+use crate::base::{Arch, ByteSize, Context as _, Digest, Error, GuestName, Result, Trust};
 
 /// The shape that this build writes.
 const VERSION: u32 = 1;
@@ -47,6 +47,9 @@ pub struct Exported {
     pub user: String,
     /// What was known of its image.
     pub keys: BTreeMap<String, String>,
+    /// Who vouched for that image.
+    #[serde(default)]
+    pub trust: Option<Trust>,
 }
 
 impl Exported {
@@ -67,6 +70,7 @@ impl Exported {
             fingerprint: container.fingerprint.clone(),
             user: record.user.clone(),
             keys: record.origin.keys.clone(),
+            trust: record.origin.trust,
         })
     }
 

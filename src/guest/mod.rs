@@ -21,7 +21,7 @@ use crate::base::lock::{FileLock, Mode};
 use crate::base::name::quoted;
 use crate::base::plan::DriverKind;
 use crate::base::{
-    Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, SessionId, SnapshotName, TemplateId, fs,
+    Digest, Error, GuestName, GuestPlan, ImageId, Kind, Layout, Result, SessionId, SnapshotName, TemplateId, Trust, fs,
 };
 
 /// The shape of `guest.json` that this build writes.
@@ -69,6 +69,9 @@ pub struct Origin {
     pub blob: Option<Digest>,
     /// What the stream said of it (`os`, `release`, `version_name` …), for listings.
     pub keys: BTreeMap<String, String>,
+    /// Who vouched for the image; guests of old say nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
     /// The saved machine that it was resumed from: its disk layer is under the overlay as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateId>,

@@ -34,7 +34,11 @@ fn record(layout: &Layout, name: &str) -> Record {
         id,
     };
     let blob = Digest::from_bytes(DigestAlgorithm::Sha256, &[7; 32]);
-    Record::new(DriverKind::Qemu, Origin { image: None, blob: Some(blob), keys: BTreeMap::new(), template: None }, plan)
+    Record::new(
+        DriverKind::Qemu,
+        Origin { image: None, blob: Some(blob), keys: BTreeMap::new(), trust: None, template: None },
+        plan,
+    )
 }
 
 #[test]

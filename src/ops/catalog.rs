@@ -1,26 +1,29 @@
 //! What a source offers: its metadata fetched, verified and read. Whoever
 //! syncs, mirrors or asks what there is begins here.
 
+mod age;
 mod selection;
+mod terms;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 
+use self::age::updated;
 pub(super) use self::selection::Selection;
+pub(super) use self::terms::{Terms, keyring_of};
 use super::Env;
+use crate::base::name::quoted;
 use crate::base::{Address, Context as _, Error, Kind, RelPath, Result, address, name};
 use crate::fetch::{Fetcher, Metadata, Validators};
-use crate::pool::{Chain, Generation, Kept, Link, Pool, Signature};
+use crate::pool::{Chain, Generation, Kept, Link, Marks, Pool, Seen, Signature};
 use crate::stream::filter::Filters;
 use crate::stream::index::{IndexEntry, Trail, parse_index};
-use crate::stream::key::Keyring;
 use crate::stream::product::Item;
 use crate::stream::signed::{self, Signer};
-use crate::stream::source::{Signing, Source};
+use crate::stream::source::Source;
 
 /// Most bytes of one metadata file. Ubuntu's largest has 3 MB.
 const METADATA_LIMIT: u64 = 256 << 20;
@@ -42,53 +45,6 @@ pub(super) enum Network {
     Offline,
 }
 
-/// What a document must show before it is read.
-pub(super) enum Trust {
-    Keys(Box<Keyring>),
-    Nobody,
-}
-
-impl Trust {
-    /// # Errors
-    /// [`Kind::Refused`] when the source must be signed and its keys are not there.
-    pub(super) fn of(env: Env<'_>, source: &Source) -> Result<Self> {
-        match source.signing {
-            Signing::Required => return Ok(Trust::Keys(Box::new(keyring_of(source)?))),
-            Signing::Waived => {}
-            Signing::Absent => {
-                return Err(Error::refused(format!(
-                    "nobody signs '{}': only the connection vouches for it",
-                    source.name
-                ))
-                .hint(source.unsigned_hint()));
-            }
-        }
-        env.reporter.warn(&format!(
-            "'{}' is taken unsigned: whoever is on the way to {} can replace its images",
-            source.name, source.url
-        ));
-        Ok(Trust::Nobody)
-    }
-}
-
-/// The keys that a source's metadata must be signed by.
-///
-/// # Errors
-/// [`Kind::Refused`] when there is no keyring, or none of the pinned keys is in it.
-pub fn keyring_of(source: &Source) -> Result<Keyring> {
-    let Some(path) = source.keyrings.iter().find(|path| path.exists()) else {
-        let tried: Vec<String> = source.keyrings.iter().map(|path| path.display().to_string()).collect();
-        return Err(Error::refused(format!("the keyring of '{}' is missing: {}", source.name, tried.join(", ")))
-            .hint(source.keyring_hint()));
-    };
-    let keyring = Keyring::from_file(path).map_err(|error| error.with_kind(Kind::Refused))?;
-    if source.fingerprints.is_empty() {
-        return Ok(keyring);
-    }
-    let pins = source.fingerprints.iter().map(|text| text.parse()).collect::<Result<Vec<_>>>()?;
-    keyring.pinned(&pins)
-}
-
 /// A metadata file as it came.
 #[derive(Clone)]
 pub(super) struct File {
@@ -105,7 +61,12 @@ pub(super) struct Document {
     pub signature: Option<File>,
     /// Exactly what was verified: the only thing that may be parsed.
     pub text: Vec<u8>,
+    /// The newest of its good signatures.
     signer: Option<Signer>,
+    /// The keys of all of them.
+    signers: Vec<String>,
+    /// Whether a server was asked for it.
+    fresh: bool,
 }
 
 impl Document {
@@ -118,6 +79,11 @@ impl Document {
             hash: signer.hash.clone(),
         });
         Link { url: self.file.kept.url.clone(), sha256: name::hex(&Sha256::digest(&self.text)), signature }
+    }
+
+    /// The key that signed it; `None` for one that was taken unsigned.
+    pub(super) fn signer(&self) -> Option<String> {
+        self.signer.as_ref().map(|signer| signer.fingerprint.to_string())
     }
 
     fn files(&self) -> impl Iterator<Item = &File> {
@@ -172,12 +138,34 @@ impl Catalog {
             let known = generation.metadata.get(&file.path);
             // What was there when the reading began was compared then.
             let meanwhile = known.filter(|known| self.known.get(&file.path) != Some(known));
-            if !allow_older && meanwhile.is_some_and(|known| is_older(&file.kept, known)) {
+            if !allow_older && meanwhile.is_some_and(|known| file.kept.mark().is_before(&known.mark())) {
                 return Err(overtaken());
             }
             generation.metadata.insert(file.path.clone(), file.kept.clone());
         }
         Ok(())
+    }
+}
+
+impl Catalog {
+    /// Remembers what was verified, so that nothing older is taken from now on. What came from a copy says nothing new.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when somebody verified newer metadata meanwhile, unless `allow_older`, which lowers the marks.
+    pub(super) fn remember(&self, pool: &Pool, source: &str, terms: &Terms, allow_older: bool) -> Result<()> {
+        let documents = self.indexes.iter().chain(self.products.iter().map(|listed| &listed.document));
+        let fresh = documents.filter(|document| document.fresh && !document.signers.is_empty());
+        let seen: Vec<Seen<'_>> = fresh
+            .map(|document| Seen {
+                path: &document.file.path,
+                signers: &document.signers,
+                mark: document.file.kept.mark(),
+            })
+            .collect();
+        match pool.remember(source, &seen, &terms.keys(), allow_older)? {
+            true => Ok(()),
+            false => Err(overtaken()),
+        }
     }
 }
 
@@ -191,7 +179,7 @@ pub(super) struct Reader<'a> {
     pub env: Env<'a>,
     pub fetcher: Fetcher,
     pub source: &'a Source,
-    pub trust: &'a Trust,
+    pub terms: &'a Terms,
     /// Take metadata that is older than what was verified last.
     pub allow_older: bool,
     /// Whether another source is asked when this one does not answer.
@@ -204,6 +192,7 @@ struct From<'a> {
     root: &'a Address,
     network: Network,
     known: &'a Generation,
+    marks: &'a Marks,
     fetcher: &'a Fetcher,
 }
 
@@ -217,34 +206,39 @@ impl Reader<'_> {
     /// was, or malformed; [`Kind::NotFound`] when there is no such stream, or nothing was
     /// kept to be offline with; else as the network says.
     pub(super) async fn read(&self, filters: &Filters, network: Network) -> Result<Catalog> {
-        let known = self.pool.generation(&self.source.name)?;
+        let store = self.source.store();
+        let (known, marks) = (self.pool.generation(&store)?, self.pool.marks(&store)?);
         let hasty = self.alternatives || !self.source.mirrors.is_empty() || !known.metadata.is_empty();
         let fetcher = if hasty { self.fetcher.with_retries(RETRIES_WITH_A_COPY) } else { self.fetcher.clone() };
+        let from = |root, network| From { root, network, known: &known, marks: &marks, fetcher: &fetcher };
         let mut first: Option<Error> = None;
         if network != Network::Offline {
             for root in self.source.roots() {
-                match self.walk(From { root, network, known: &known, fetcher: &fetcher }, filters).await {
+                match self.walk(from(root, network), filters).await {
                     Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Usage) => return Err(error),
                     Err(error) => {
                         tracing::info!(%root, %error, "the metadata cannot be read from here");
                         first.get_or_insert(error);
                     }
-                    read => return read,
+                    read => {
+                        read.iter().for_each(|catalog| self.warn_of_age(catalog));
+                        return read;
+                    }
                 }
             }
         }
-        let from = From { root: &self.source.url, network: Network::Offline, known: &known, fetcher: &fetcher };
+        let copy = from(&self.source.url, Network::Offline);
         match first {
-            None => match self.walk(from, filters).await {
+            None => match self.walk(copy, filters).await {
                 // A sync has put other documents in the place of those that were known when we began.
-                Err(error) if error.kind() == Kind::NotFound && self.pool.generation(&self.source.name)? != known => {
+                Err(error) if error.kind() == Kind::NotFound && self.pool.generation(&store)? != known => {
                     Box::pin(self.read(filters, network)).await
                 }
                 read => read,
             },
             Some(error) if matches!(error.kind(), Kind::Failed | Kind::TimedOut) && !known.metadata.is_empty() => {
                 // What is wrong with the copy is of no interest: the network is what failed.
-                let Ok(copy) = self.walk(from, filters).await else { return Err(error) };
+                let Ok(copy) = self.walk(copy, filters).await else { return Err(error) };
                 self.env.reporter.warn(&format!("{error}; going on with the metadata that was verified last"));
                 Ok(copy)
             }
@@ -256,7 +250,7 @@ impl Reader<'_> {
         use futures_util::{StreamExt as _, TryStreamExt as _};
         let mut trail = Trail::default();
         let (mut open, mut indexes, mut entries) = (vec![self.source.path.clone()], Vec::new(), Vec::new());
-        let mut unread = BTreeSet::new();
+        let (mut unread, mut foreign) = (BTreeSet::new(), BTreeSet::new());
         while let Some(path) = open.pop() {
             if !trail.enter(&path)? {
                 continue;
@@ -266,6 +260,8 @@ impl Reader<'_> {
             for entry in index.entries {
                 if entry.is_index() {
                     open.push(entry.path);
+                } else if entry.is_products() && !self.source.lists(&entry.content_id) {
+                    foreign.insert(entry.content_id);
                 } else if entry.is_products() {
                     match entry.datatype.clone().filter(|datatype| !datatype_matches(filters, datatype)) {
                         Some(datatype) => drop(unread.insert(datatype)),
@@ -275,6 +271,9 @@ impl Reader<'_> {
             }
             indexes.push(document);
         }
+        if entries.is_empty() && unread.is_empty() && !foreign.is_empty() {
+            return Err(self.foreign(&indexes[0], &foreign));
+        }
         let reads = entries.into_iter().map(|(index, entry)| async move {
             let document = self.document(from, &entry.path).await?;
             self.refuse_unlike(&entry, &document)?;
@@ -282,6 +281,16 @@ impl Reader<'_> {
         });
         let products = futures_util::stream::iter(reads).buffered(PARALLEL).try_collect().await?;
         Ok(Catalog { indexes, products, unread, known: from.known.metadata.clone() })
+    }
+
+    /// An index that leads to another stream's documents only: the same key signs those too.
+    fn foreign(&self, index: &Document, found: &BTreeSet<String>) -> Error {
+        const NAMED: usize = 3;
+        let (pins, name) = (self.source.content_ids.join("', '"), &self.source.name);
+        let mut shown: Vec<String> = found.iter().take(NAMED).map(|id| quoted(id)).collect();
+        shown.extend((found.len() > NAMED).then(|| "…".to_owned()));
+        Error::refused(format!("'{}' is another stream: it lists {}", index.file.kept.url, shown.join(", ")))
+            .hint(format!("'{name}' has the content ids '{pins}'; a source file says otherwise with content-id"))
     }
 
     /// One document, or where it is not there the same under its other name: servers without signatures have none of the
@@ -305,7 +314,7 @@ impl Reader<'_> {
     async fn verified(&self, from: From<'_>, mut file: File) -> Result<Document> {
         let (what, path) = (format!("'{}'", file.kept.url), file.path.clone());
         let mut signature = None;
-        if let Trust::Keys(_) = self.trust
+        if let Terms::Keys(_) = self.terms
             && !path.as_str().ends_with(".sjson")
             && !signed::is_inline(&file.bytes)
         {
@@ -318,13 +327,17 @@ impl Reader<'_> {
                 }
             })?);
         }
-        let (text, signer) = self.check(&file.bytes, signature.as_ref().map(|file| file.bytes.as_slice()), &what)?;
-        if from.network != Network::Offline {
+        let (text, signers) = self.check(&file.bytes, signature.as_ref().map(|file| file.bytes.as_slice()), &what)?;
+        let fresh = from.network != Network::Offline;
+        // The newest signature says most about how fresh the document is.
+        let signer = signers.iter().max_by_key(|signer| signer.signed_at).cloned();
+        if fresh {
             (file.kept.updated, file.kept.signed_at) = (updated(&text), signer.as_ref().map(|signer| signer.signed_at));
-            self.refuse_older(&file, from.known, &what)?;
+            self.refuse_older(&file, from, &what)?;
         }
         self.refuse_stale(signer.as_ref(), file.kept.updated, &what)?;
-        Ok(Document { file, signature, text, signer })
+        let signers = signers.iter().map(|signer| signer.fingerprint.to_string()).collect();
+        Ok(Document { file, signature, text, signer, signers, fresh })
     }
 
     /// A file as the server has it, or the copy if the server has nothing else.
@@ -332,7 +345,7 @@ impl Reader<'_> {
         let url = parse(&from.root.join(path))?;
         let shown = address::shown(url.as_str());
         let kept = from.known.metadata.get(path);
-        let copy = || kept.and_then(|kept| Some((kept.clone(), self.pool.metadata(&self.source.name, kept)?)));
+        let copy = || kept.and_then(|kept| Some((kept.clone(), self.pool.metadata(&self.source.store(), kept)?)));
         if from.network == Network::Offline {
             let (kept, bytes) = copy().ok_or_else(|| {
                 Error::not_found(format!("'{shown}' was never fetched")).hint("sync once with the network")
@@ -356,10 +369,10 @@ impl Reader<'_> {
         }
     }
 
-    /// The bytes that may be parsed, and who signed them. Copies are checked
+    /// The bytes that may be parsed, and all who signed them. Copies are checked
     /// as well: the keys that are trusted may have changed.
-    fn check(&self, bytes: &[u8], signature: Option<&[u8]>, what: &str) -> Result<(Vec<u8>, Option<Signer>)> {
-        let Trust::Keys(keyring) = self.trust else { return Ok((signed::unsigned_text(bytes)?, None)) };
+    fn check(&self, bytes: &[u8], signature: Option<&[u8]>, what: &str) -> Result<(Vec<u8>, Vec<Signer>)> {
+        let Terms::Keys(keyring) = self.terms else { return Ok((signed::unsigned_text(bytes)?, Vec::new())) };
         let now = Timestamp::now();
         let verified = match signature {
             Some(signature) => signed::verify_detached(bytes, signature, keyring, now),
@@ -370,67 +383,7 @@ impl Reader<'_> {
                 .because(error)
                 .hint("if another key signs this source, pass it with --keyring FILE")
         })?;
-        // The newest signature says most about how fresh the document is.
-        Ok((verified.payload, verified.signers.into_iter().max_by_key(|signer| signer.signed_at)))
-    }
-
-    /// Refuses a document that is older than the one that was verified last: a
-    /// mirror that is stuck, or somebody who replays what was signed once.
-    fn refuse_older(&self, file: &File, known: &Generation, what: &str) -> Result<()> {
-        // Under either name: else whoever holds one back could show the other one of old.
-        let names = [Some(file.path.clone()), other_name(&file.path)];
-        let older = |path: &RelPath| {
-            let then = known.metadata.get(path).filter(|known| known.sha256 != file.kept.sha256)?;
-            (!self.allow_older && is_older(&file.kept, then) && self.vouched(path, known)).then_some(then)
-        };
-        let Some(then) = names.iter().flatten().find_map(older) else { return Ok(()) };
-        let when = |kept: &Kept| kept.updated.or(kept.signed_at).map(|time| time.to_string()).unwrap_or_default();
-        let (now, then) = (when(&file.kept), when(then));
-        Err(Error::refused(format!("{what} is older than the one that was verified last ({now} after {then})"))
-            .hint("the mirror may be out of date; try again later, or take it with --allow-older"))
-    }
-
-    /// Whether the keys of today vouch for the copy of a document: one that
-    /// they don't says nothing about what is old.
-    fn vouched(&self, path: &RelPath, known: &Generation) -> bool {
-        let copy = |path: &str| {
-            let kept = known.metadata.get(&path.parse().ok()?)?;
-            self.pool.metadata(&self.source.name, kept)
-        };
-        let Some(bytes) = copy(path.as_str()) else { return false };
-        let beside = if signed::is_inline(&bytes) { None } else { copy(&format!("{path}.gpg")) };
-        self.check(&bytes, beside.as_deref(), "the copy").is_ok()
-    }
-
-    /// Refuses products that are older than the index says: a mirror in the
-    /// middle of an update, or somebody who holds one document back.
-    fn refuse_unlike(&self, entry: &IndexEntry, document: &Document) -> Result<()> {
-        let listed = entry.updated.as_deref().and_then(time);
-        if let Some((listed, found)) = listed.zip(document.file.kept.updated)
-            && found < listed
-            && !self.allow_older
-        {
-            let what = &document.file.kept.url;
-            return Err(Error::refused(format!("'{what}' is of {found}, and the index speaks of one of {listed}"))
-                .hint("the mirror may be in the middle of an update; try again later, or take it with --allow-older"));
-        }
-        Ok(())
-    }
-
-    /// Refuses what is older than the source's own rule allows.
-    fn refuse_stale(&self, signer: Option<&Signer>, updated: Option<Timestamp>, what: &str) -> Result<()> {
-        let Some(limit) = self.source.max_age.filter(|_| !self.allow_older) else { return Ok(()) };
-        let rule = format!("the source '{}' says max-age = {}", self.source.name, humantime::format_duration(limit));
-        let Some(written) = signer.map(|signer| signer.signed_at).or(updated) else {
-            return Err(Error::refused(format!("{what} does not say when it was written")).hint(rule));
-        };
-        let age = Timestamp::now().duration_since(written);
-        if Duration::try_from(age).is_ok_and(|age| age > limit) {
-            return Err(Error::refused(format!("{what} is too old: it was signed at {written}"))
-                .hint(rule)
-                .hint("the mirror may be stuck; take it nevertheless with --allow-older"));
-        }
-        Ok(())
+        Ok((verified.payload, verified.signers))
     }
 }
 
@@ -442,27 +395,6 @@ fn other_name(path: &RelPath) -> Option<RelPath> {
         None => format!("{}.sjson", path.strip_suffix(".json")?),
     };
     other.parse().ok()
-}
-
-/// By the time that the documents say; where one says none, by that of the signatures.
-fn is_older(new: &Kept, known: &Kept) -> bool {
-    match (new.updated, known.updated) {
-        (Some(new), Some(then)) => new < then,
-        _ => new.signed_at.zip(known.signed_at).is_some_and(|(new, then)| new < then),
-    }
-}
-
-/// When a document says that it was written.
-fn updated(document: &[u8]) -> Option<Timestamp> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        updated: Option<String>,
-    }
-    time(&serde_json::from_slice::<Head>(document).ok()?.updated?)
-}
-
-fn time(text: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::parse(text).ok().map(|time| time.timestamp())
 }
 
 /// Whether items of this datatype can pass; entries that cannot are not fetched. Where the index does not say, the items do.

@@ -10,6 +10,9 @@ use crate::base::{Arch, Error, ImageId, Result};
 use crate::pool::{ImageRecord, PUBLISHED, Pool};
 use crate::stream::filter::Filters;
 
+/// The filter that asks for images that nobody vouched for.
+pub(super) const ASK_UNSIGNED: &str = "trust=unsigned";
+
 /// One line of a listing.
 #[derive(Clone, Debug)]
 pub struct Listed {
@@ -34,9 +37,10 @@ pub fn images(env: Env<'_>, filters: &[String]) -> Result<Vec<Listed>> {
         return with_guests(env, &pool, records.into_iter().filter(|record| ids.contains(&record.id)));
     }
     let filters = Filters::parse(filters)?;
-    let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
-    let unknown = unknown_keys(&filters, keys);
-    let mut listed = with_guests(env, &pool, records.into_iter().filter(|record| filters.matches(&record.keys)))?;
+    let described: Vec<_> = records.iter().map(ImageRecord::described).collect();
+    let unknown = unknown_keys(&filters, described.iter().flat_map(|keys| keys.keys().map(String::as_str)));
+    let matching = records.into_iter().zip(&described).filter(|(_, keys)| filters.matches(keys));
+    let mut listed = with_guests(env, &pool, matching.map(|(record, _)| record))?;
     if let (Some(error), true) = (unknown, listed.is_empty()) {
         return Err(error);
     }
@@ -94,7 +98,8 @@ pub(super) fn unknown_keys<'a>(filters: &Filters, keys: impl Iterator<Item = &'a
 }
 
 /// The one image that a request means: by id, or the newest version of the
-/// one product that matches and is of the kind that is wanted.
+/// one product that matches and is of the kind that is wanted. One that nobody
+/// vouched for is meant by its id, or by filters that name `trust`.
 ///
 /// # Errors
 /// [`crate::base::Kind::NotFound`] when none matches, [`crate::base::Kind::Usage`] when several products do.
@@ -109,12 +114,21 @@ pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRe
     let parsed = with_default_arch(filters)?;
     let mut matching = pool.records()?;
     // Retired ones and files of another kind are there for whoever names them by id.
-    matching.retain(|record| record.retired_at.is_none() && is_kind(record) && parsed.matches(&record.keys));
+    matching.retain(|record| record.retired_at.is_none() && is_kind(record) && parsed.matches(&record.described()));
+    if !parsed.names("trust") {
+        let unsigned =
+            matching.iter().find(|record| record.trust().must_be_asked_for()).map(|record| record.id.clone());
+        matching.retain(|record| !record.trust().must_be_asked_for());
+        if let (Some(id), true) = (unsigned, matching.is_empty()) {
+            return Err(only_unsigned(filters, &id));
+        }
+    }
     if !parsed.names(PUBLISHED) && matching.iter().any(|record| !record.is_own()) {
         // Of the same system, but meant only by who says so.
         matching.retain(|record| !record.is_own());
     }
-    matching.sort_by(|a, b| order(a).cmp(&order(b)).then(b.synced_at.cmp(&a.synced_at)));
+    matching
+        .sort_by(|a, b| order(a).cmp(&order(b)).then(a.trust().cmp(&b.trust())).then(b.synced_at.cmp(&a.synced_at)));
     once_each(&mut matching);
     one_packing(&mut matching);
     let kinds: BTreeSet<(&str, &str, &str)> = matching
@@ -124,7 +138,8 @@ pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRe
     match kinds.len() {
         0 => {
             let records = pool.records()?;
-            let keys = records.iter().flat_map(|record| record.keys.keys().map(String::as_str));
+            let described: Vec<_> = records.iter().map(ImageRecord::described).collect();
+            let keys = described.iter().flat_map(|keys| keys.keys().map(String::as_str));
             Err(unknown_keys(&parsed, keys).unwrap_or_else(|| no_match(&records, &parsed, filters)))
         }
         1 => Ok(matching.swap_remove(0)),
@@ -132,7 +147,8 @@ pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRe
     }
 }
 
-/// One product, version and blob is one image, from wherever it came: of those that are sorted, the newest sync wins.
+/// One product, version and blob is one image, from wherever it came: of those that are sorted, the one that is trusted
+/// most wins, then the newest sync.
 fn once_each(matching: &mut Vec<ImageRecord>) {
     let mut seen = BTreeSet::new();
     matching.retain(|record| {
@@ -156,13 +172,20 @@ fn one_packing(matching: &mut Vec<ImageRecord>) {
 }
 
 fn no_match(records: &[ImageRecord], parsed: &Filters, filters: &[String]) -> Error {
-    let there = records.iter().filter(|record| record.retired_at.is_none()).map(|record| &record.keys);
-    nothing("there is no image in the pool", parsed, there)
+    let there = records.iter().filter(|record| record.retired_at.is_none());
+    let there: Vec<_> = there.map(ImageRecord::described).collect();
+    nothing("there is no image in the pool", parsed, there.iter())
         .hint(format!(
             "fetch one: virga sync {}",
             if filters.is_empty() { "release=noble".into() } else { filters.join(" ") }
         ))
         .hint("'virga images' shows the images in the pool")
+}
+
+fn only_unsigned(filters: &[String], id: &ImageId) -> Error {
+    let given = if filters.is_empty() { "no filter was given".into() } else { filters.join(" ") };
+    Error::not_found(format!("only unsigned images match ({given}): whoever was on the way could have replaced them"))
+        .hint(format!("take one all the same with the filter {ASK_UNSIGNED}, or by its id: {id}"))
 }
 
 fn ambiguous(filters: &[String], matching: &[ImageRecord]) -> Error {

@@ -71,6 +71,7 @@ impl Wanted {
             disk,
             synced_at: Timestamp::now(),
             retired_at: None,
+            trust: Some(self.chain.trust()),
             chain: self.chain.clone(),
         }
     }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use self::files::{Files, Missing};
-use super::catalog::{Catalog, Network, Reader, Trust};
+use super::catalog::{Catalog, Network, Reader, Terms};
 use super::publish::{self as keys, Keys};
 use super::sync::{FromSources, block_on};
 use super::{Env, sync};
@@ -146,6 +146,7 @@ struct Run<'a> {
 /// A source that was read.
 struct Read<'a> {
     source: &'a Source,
+    terms: Terms,
     filters: Filters,
     catalog: Catalog,
     chosen: Vec<Item>,
@@ -215,14 +216,14 @@ impl Run<'_> {
     }
 
     async fn read_one<'s>(&self, source: &'s Source, fetcher: &Fetcher, network: Network) -> Result<Read<'s>> {
-        let filters = self.filters.clone().with_defaults(&source.filters);
-        let trust = Trust::of(self.env, source)?;
+        let terms = Terms::of(self.env, source)?;
+        let filters = terms.without_trust(self.filters.clone(), source)?.with_defaults(&source.filters);
         let reader = Reader {
             pool: self.pool,
             env: self.env,
             fetcher: fetcher.clone(),
             source,
-            trust: &trust,
+            terms: &terms,
             allow_older: self.request.from.allow_older,
             alternatives: false,
         };
@@ -231,7 +232,7 @@ impl Run<'_> {
         let needed = if self.request.key.is_some() { &filters } else { &every };
         let catalog = reader.read(needed, network).await?;
         let offers = catalog.select(&filters, self.request.max)?.fit(self.env)?.offers;
-        Ok(Read { source, filters, chosen: offers.into_iter().map(|offer| offer.item).collect(), catalog })
+        Ok(Read { source, terms, filters, chosen: offers.into_iter().map(|offer| offer.item).collect(), catalog })
     }
 
     fn plan(&self, publisher: Publisher<'_>, upstream: &Upstreams<'_>) -> Result<Plan> {
@@ -264,8 +265,9 @@ impl Run<'_> {
     fn remember(&self, read: &[Read<'_>]) -> Result<()> {
         read.iter().try_for_each(|read| {
             let files: Vec<&[u8]> = read.catalog.files().map(|file| file.bytes.as_slice()).collect();
-            let keep = |generation: &mut _| read.catalog.keep(generation, self.request.from.allow_older);
-            self.pool.commit(&read.source.name, &files, keep)
+            let (store, older) = (read.source.store(), self.request.from.allow_older);
+            read.catalog.remember(self.pool, &store, &read.terms, older)?;
+            self.pool.commit(&store, &files, |generation| read.catalog.keep(generation, older))
         })
     }
 }
@@ -276,6 +278,7 @@ struct Part<'a> {
     document: &'a [u8],
     chosen: Vec<Item>,
     filters: &'a Filters,
+    signer: Option<String>,
 }
 
 /// The documents of all sources.
@@ -288,17 +291,22 @@ impl<'a> Upstreams<'a> {
             for listed in &catalog.products {
                 let content_id = listed.entry.content_id.as_str();
                 let chosen = chosen.iter().filter(|item| item.content_id() == content_id).cloned().collect();
-                parts.push(Part { content_id, document: &listed.document.text, chosen, filters });
+                let (document, signer) = (&listed.document.text, listed.document.signer());
+                parts.push(Part { content_id, document, chosen, filters, signer });
             }
         }
         Upstreams(parts)
     }
 
     fn list(&self) -> Vec<Upstream<'_>> {
-        let parts = self.0.iter();
-        parts
-            .map(|Part { content_id, document, chosen, filters }| Upstream { content_id, document, chosen, filters })
-            .collect()
+        let upstream = self.0.iter().map(|part| Upstream {
+            content_id: part.content_id,
+            document: part.document,
+            chosen: &part.chosen,
+            filters: part.filters,
+            signer: part.signer.as_deref(),
+        });
+        upstream.collect()
     }
 }
 

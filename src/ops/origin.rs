@@ -8,7 +8,7 @@ use super::{Env, images};
 use crate::base::container::Packing;
 use crate::base::name::quoted;
 use crate::base::plan::{DiskFormat, Layer};
-use crate::base::{Arch, ByteSize, Digest, Error, ImageId, Result};
+use crate::base::{Arch, ByteSize, Digest, Error, ImageId, Result, Trust};
 use crate::disk;
 use crate::driver::Boots;
 use crate::guest::Origin;
@@ -39,6 +39,8 @@ pub struct InPlace {
     pub arch: Arch,
     /// What is known of it, in the words of streams.
     pub keys: BTreeMap<String, String>,
+    /// Who vouched for it.
+    pub trust: Trust,
 }
 
 /// The blob that the guest stands on.
@@ -50,6 +52,7 @@ pub(super) struct Base {
     pub content: Content,
     pub arch: Arch,
     pub keys: BTreeMap<String, String>,
+    pub trust: Trust,
 }
 
 /// What is in the blob.
@@ -62,7 +65,8 @@ pub(super) enum Content {
 
 impl Base {
     pub fn origin(&self) -> Origin {
-        Origin { image: self.image.clone(), blob: self.blob.clone(), keys: self.keys.clone(), template: None }
+        let (image, blob, keys) = (self.image.clone(), self.blob.clone(), self.keys.clone());
+        Origin { image, blob, keys, trust: Some(self.trust), template: None }
     }
 
     /// What a disk over it wants to know of it.
@@ -87,20 +91,25 @@ impl Base {
         Ok(vec![Layer { path: disk.path, format: disk.format }])
     }
 
-    /// Finds what is asked for, of a kind that the driver boots.
+    /// Finds what is asked for, of a kind that the driver boots, and says so when nobody vouched for it.
     ///
     /// # Errors
     /// [`crate::base::Kind::NotFound`] without such an image; [`crate::base::Kind::Usage`] when several are meant, or one of another kind.
     pub fn find(env: Env<'_>, pool: &Pool, request: &MachineRequest, boots: &[Boots]) -> Result<Self> {
         let disks = boots.contains(&Boots::DiskImage);
-        match &request.from {
+        let base = match &request.from {
             From::Pool(filters) if disks => Self::from_pool(pool, filters, request.arch),
             From::Pool(filters) => Self::root(pool, filters, request.arch),
             From::File(file) if disks => Self::from_file(env, pool, file, request),
             From::File(_) => Err(Error::usage("a container is made of an image in the pool, not of a file")
                 .hint("'virga stream add' publishes a root file system, 'virga sync' takes it from there")),
             From::InPlace(image) => Self::in_place(image, request.disk),
+        }?;
+        if base.trust.must_be_asked_for() {
+            let name = base.image.as_ref().map_or_else(|| base.path.display().to_string(), ToString::to_string);
+            env.reporter.warn(&format!("the image {name} is unsigned: whoever was on the way could have replaced it"));
         }
+        Ok(base)
     }
 
     /// Whether there is what is asked for, of a kind that is booted.
@@ -134,9 +143,10 @@ impl Base {
         Ok(Base {
             path: pool.blob_path(&record.blob),
             arch,
-            image: Some(record.id),
-            blob: Some(record.blob),
+            image: Some(record.id.clone()),
+            blob: Some(record.blob.clone()),
             content: Content::Disk { format: disk.format, virtual_size: disk.virtual_size },
+            trust: record.trust(),
             keys: record.keys,
         })
     }
@@ -165,13 +175,14 @@ impl Base {
         Ok(Base {
             path: pool.blob_path(&record.blob),
             arch,
-            image: Some(record.id),
-            blob: Some(record.blob),
+            image: Some(record.id.clone()),
+            blob: Some(record.blob.clone()),
             content: Content::Root {
                 packing,
                 metadata: metadata.map(|metadata| pool.blob_path(&metadata.blob)),
                 fingerprint,
             },
+            trust: record.trust(),
             keys: record.keys,
         })
     }
@@ -191,13 +202,14 @@ impl Base {
             arch: request.arch.unwrap_or(Arch::host()),
             blob: Some(blob),
             keys: BTreeMap::from([("file".to_owned(), file.display().to_string())]),
+            trust: Trust::Own,
         })
     }
 
     fn in_place(image: &InPlace, disk_size: Option<ByteSize>) -> Result<Self> {
-        let InPlace { path, format, virtual_size, arch, keys } = image.clone();
+        let InPlace { path, format, virtual_size, arch, keys, trust } = image.clone();
         holds(disk_size, virtual_size)?;
-        Ok(Base { image: None, blob: None, path, content: Content::Disk { format, virtual_size }, arch, keys })
+        Ok(Base { image: None, blob: None, path, content: Content::Disk { format, virtual_size }, arch, keys, trust })
     }
 }
 

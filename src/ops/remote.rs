@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Env;
-use super::catalog::{Network, Offer, Reader, Trust};
+use super::catalog::{Network, Offer, Reader, Terms};
 use super::sync::{FromSources, block_on};
 use crate::base::{Error, Kind, Result};
 use crate::stream::filter::Filters;
@@ -35,14 +35,14 @@ pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<Stri
         if let Some(error) = failed.take() {
             env.reporter.warn(&format!("{error}; trying '{}'", source.name));
         }
-        let trust = Trust::of(env, source)?;
-        let filters = filters.clone().with_defaults(&source.filters);
+        let terms = Terms::of(env, source)?;
+        let filters = terms.without_trust(filters.clone(), source)?.with_defaults(&source.filters);
         let reader = Reader {
             pool: &pool,
             env,
             fetcher: fetcher.clone(),
             source,
-            trust: &trust,
+            terms: &terms,
             allow_older: request.from.allow_older,
             alternatives: sources.len() > 1,
         };
@@ -72,6 +72,7 @@ pub fn remote(env: Env<'_>, request: &RemoteRequest) -> Result<Vec<BTreeMap<Stri
                         keys.insert("item_url".into(), source.url_of(path).to_string());
                     }
                     keys.insert("source".into(), source.name.clone());
+                    keys.insert("trust".into(), terms.trust().word().into());
                     keys
                 };
                 return Ok(selection.offers.into_iter().map(keys).collect());

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::create::{self, CreateRequest, From};
+use super::create::{self, CreateRequest, From, MachineRequest};
+use super::images::ASK_UNSIGNED;
 use super::origin::Base;
 use super::session::{self, Owned};
 use super::sync::{self, FromSources, SyncRequest};
@@ -16,6 +17,7 @@ use crate::base::{Error, GuestName, GuestPath, Kind, Result, fs, interrupt};
 use crate::driver::Boots;
 use crate::guest;
 use crate::ssh::session::{self as channel, CHANNEL_FAILED, SshTarget, Tty, shell_word};
+use crate::stream::filter::Filters;
 
 /// A command, and the guest that it is to run in.
 #[derive(Clone, Debug)]
@@ -106,8 +108,8 @@ pub fn run(env: Env<'_>, request: &RunRequest) -> Result<Ended> {
 }
 
 fn in_session(env: Env<'_>, owned: &Owned, request: &RunRequest, folder: Option<&GuestPath>) -> Result<Ended> {
-    fetch_if_missing(env, request)?;
-    let wanted = CreateRequest { life: owned.life(), start: true, ..request.guest.clone() };
+    let machine = fetch_if_missing(env, request)?;
+    let wanted = CreateRequest { machine, life: owned.life(), start: true, ..request.guest.clone() };
     create::create(env, &wanted)?;
     let name = &wanted.name;
     let ready = wait::wait(env, name, request.goal, request.boot_timeout)?;
@@ -167,19 +169,22 @@ fn working_folder(copies: &[PathBuf]) -> Result<Option<GuestPath>> {
     Ok(last)
 }
 
-/// Brings an image into the pool when none there matches.
-fn fetch_if_missing(env: Env<'_>, request: &RunRequest) -> Result<()> {
-    let machine = &request.guest.machine;
-    let From::Pool(filters) = &machine.from else { return Ok(()) };
-    let wanted = match machine.driver.unwrap_or(env.settings.defaults.driver) {
-        DriverChoice::Kind(kind) => Ok(env.driver(kind).capabilities().boots),
-        // Any image will do that is there; a disk is fetched when none is.
-        DriverChoice::Auto => choose::driver(env, machine).map(|kind| env.driver(kind).capabilities().boots),
-    };
-    let missing = match wanted.and_then(|boots| Base::offered(&env.pool()?, machine, boots).map(|()| boots)) {
+/// Brings an image into the pool when none there matches, and says how it is called there.
+fn fetch_if_missing(env: Env<'_>, request: &RunRequest) -> Result<MachineRequest> {
+    let wished = &request.guest.machine;
+    let From::Pool(filters) = &wished.from else { return Ok(wished.clone()) };
+    let found = |machine: &MachineRequest| is_there(env, machine).map(|()| machine.clone());
+    let missing = match found(wished) {
         Err(error) if error.kind() == Kind::NotFound => error,
-        other => return other.map(drop),
+        found => return found,
     };
+    // Whoever takes metadata unsigned asks for the image that comes of it, where there is no better one.
+    let unsigned = request.from.unsigned && !Filters::parse(filters)?.names("trust");
+    let ask = unsigned.then(|| ASK_UNSIGNED.to_owned());
+    let machine = &MachineRequest { from: From::Pool(filters.iter().cloned().chain(ask).collect()), ..wished.clone() };
+    if unsigned && let Ok(machine) = found(machine) {
+        return Ok(machine);
+    }
     if request.offline {
         return Err(missing.hint("without '--offline' it is fetched"));
     }
@@ -198,7 +203,22 @@ fn fetch_if_missing(env: Env<'_>, request: &RunRequest) -> Result<()> {
         container,
         ..SyncRequest::default()
     };
-    sync::sync(env, &fetch).map(drop)
+    sync::sync(env, &fetch).map_err(|error| {
+        // What is there and unsigned may be what was meant.
+        let hints = missing.hints().into_iter().filter(|hint| hint.contains(ASK_UNSIGNED));
+        hints.fold(error, |error, hint| error.hint(hint.to_owned()))
+    })?;
+    Ok(machine.clone())
+}
+
+/// Whether the pool has an image for the machine.
+fn is_there(env: Env<'_>, machine: &MachineRequest) -> Result<()> {
+    let boots = match machine.driver.unwrap_or(env.settings.defaults.driver) {
+        DriverChoice::Kind(kind) => env.driver(kind).capabilities().boots,
+        // Any image will do that is there; a disk is fetched when none is.
+        DriverChoice::Auto => env.driver(choose::driver(env, machine)?).capabilities().boots,
+    };
+    Base::offered(&env.pool()?, machine, boots)
 }
 
 /// Left by a command that itself ended as `ssh` ends when the connection breaks.

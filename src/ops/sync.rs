@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::catalog::{Catalog, Network, Offer, Reader, Selection, Trust};
+use super::catalog::{Catalog, Network, Offer, Reader, Selection, Terms};
 use super::intake::{Intake, Wanted};
 use super::{Env, images};
 use crate::base::{Address, Context as _, Error, ImageId, Kind, RelPath, Result, interrupt};
@@ -79,9 +79,7 @@ impl FromSources {
         };
         if let Some(keyring) = &self.keyring {
             let keyring = std::path::absolute(keyring).context(|| "finding the keyring".into())?;
-            (source.keyrings, source.fingerprints) = (vec![keyring], Vec::new());
-            // Whoever gives keys wants signatures.
-            source.signing = Signing::Required;
+            source = source.with_keyring(keyring);
         }
         if let Some(path) = &self.path {
             source = source.at_path(path.clone());
@@ -207,26 +205,26 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn sync(&self, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
-        let filters = filters.clone().with_defaults(&self.source.filters);
-        let trust = Trust::of(self.env, self.source)?;
+        let terms = Terms::of(self.env, self.source)?;
+        let filters = terms.without_trust(filters.clone(), self.source)?.with_defaults(&self.source.filters);
         let reader = Reader {
             pool: self.pool,
             env: self.env,
             fetcher: fetcher.clone(),
             source: self.source,
-            trust: &trust,
+            terms: &terms,
             allow_older: self.request.from.allow_older,
             alternatives: self.others.len() > 1,
         };
-        block_on(self.settle(&reader, fetcher, &filters))
+        block_on(self.settle(&reader, &filters))
     }
 
     /// Reads the metadata, and once more when something does not fit: a mirror
     /// in the middle of an update is not an error.
-    async fn settle(&self, reader: &Reader<'_>, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
+    async fn settle(&self, reader: &Reader<'_>, filters: &Filters) -> Result<SyncReport> {
         let network = if self.request.offline { Network::Offline } else { Network::Ask };
         let (before, error) = match reader.read(filters, network).await {
-            Ok(catalog) => match self.take(&catalog, fetcher, filters).await {
+            Ok(catalog) => match self.take(reader, &catalog, filters).await {
                 Err(error) if misfit(&error) => (Some(catalog), error),
                 done => return done,
             },
@@ -241,12 +239,12 @@ impl Run<'_> {
         match reader.read(filters, Network::Anew).await {
             // The server has nothing else: the first error is the one that counts.
             Ok(catalog) if before.is_some_and(|before| before.same_as(&catalog)) => Err(error),
-            Ok(catalog) => self.take(&catalog, fetcher, filters).await,
+            Ok(catalog) => self.take(reader, &catalog, filters).await,
             Err(again) => Err(again),
         }
     }
 
-    async fn take(&self, catalog: &Catalog, fetcher: &Fetcher, filters: &Filters) -> Result<SyncReport> {
+    async fn take(&self, reader: &Reader<'_>, catalog: &Catalog, filters: &Filters) -> Result<SyncReport> {
         let max = (!self.request.container).then_some(self.request.max);
         let Selection { mut offers, products, .. } = catalog.select(filters, max)?.fit(self.env)?;
         if self.request.container {
@@ -257,8 +255,9 @@ impl Run<'_> {
             return Err(catalog.nothing(&self.source.name, filters)?);
         }
         let wanted: Vec<Wanted> = offers.into_iter().map(|offer| self.wanted(offer)).collect::<Result<_>>()?;
-        let known = self.pool.generation(&self.source.name)?;
-        let intake = Intake { pool: self.pool, reporter: self.env.reporter, fetcher, known: &known };
+        let store = self.source.store();
+        let known = self.pool.generation(&store)?;
+        let intake = Intake { pool: self.pool, reporter: self.env.reporter, fetcher: &reader.fetcher, known: &known };
         if self.request.dry_run {
             let images = wanted.iter().map(|image| {
                 let action = if intake.is_there(image) { Action::Present } else { Action::WouldFetch };
@@ -280,7 +279,8 @@ impl Run<'_> {
         let images = wanted.iter().zip(&taken).map(|(image, taken)| synced(image, taken.action)).collect();
         let mut retired = Vec::new();
         let files: Vec<&[u8]> = catalog.files().map(|file| file.bytes.as_slice()).collect();
-        self.pool.commit(&self.source.name, &files, |generation| {
+        catalog.remember(self.pool, &store, reader.terms, self.request.from.allow_older)?;
+        self.pool.commit(&store, &files, |generation| {
             catalog.keep(generation, self.request.from.allow_older)?;
             retired = self.outdated(generation, &wanted, &products, filters);
             for id in &retired {
@@ -301,7 +301,7 @@ impl Run<'_> {
 
     fn wanted(&self, offer: Offer) -> Result<Wanted> {
         let places = self.places(&offer);
-        Wanted::new(&self.source.name, offer, places)
+        Wanted::new(&self.source.store(), offer, places)
     }
 
     /// Where an item's bytes may lie: at the source, at the mirrors that the

@@ -15,11 +15,11 @@ use crate::base::nic::Mac;
 use crate::base::plan::{Disk, InstanceId};
 use crate::base::poll::Deadline;
 use crate::base::undo::Undo;
-use crate::base::{Arch, ByteSize, Error, GuestName, GuestPlan, Kind, Result, TemplateId, fs, interrupt};
+use crate::base::{Arch, ByteSize, Error, GuestName, GuestPlan, Kind, Result, TemplateId, Trust, fs, interrupt};
 use crate::disk;
 use crate::driver::{Begin, Driver, Saved, Status, Stop};
 use crate::guest::{self, Entry};
-use crate::pool::Turns;
+use crate::pool::{ImageRecord, Turns};
 use crate::seed::{self, SeedRequest};
 use crate::template::renewal::{self, Facts};
 use crate::template::{self as store, Key};
@@ -78,6 +78,8 @@ pub struct Listed {
     pub template: Result<Template>,
     /// The guests that were resumed from it.
     pub clones: Vec<GuestName>,
+    /// Who vouches for the content of its image, as far as the pool's records still say.
+    pub trust: Option<Trust>,
 }
 
 /// All templates, by id.
@@ -87,9 +89,14 @@ pub struct Listed {
 pub fn list(env: Env<'_>) -> Result<Vec<Listed>> {
     let layout = &env.settings.layout;
     let mut clones = clones(env)?;
+    let records = env.pool()?.records()?;
     let listed = store::list(layout)?.into_iter().map(|(id, template)| {
         let clones = clones.remove(&id).unwrap_or_default();
-        Listed { id, template, clones }
+        let of = |template: &Template| {
+            records.iter().filter(|record| record.blob == template.record.key.image).map(ImageRecord::trust).min()
+        };
+        let trust = template.as_ref().ok().and_then(of);
+        Listed { id, template, clones, trust }
     });
     Ok(listed.collect())
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tempfile::NamedTempFile;
 
 use super::{Env, change, publish};
-use crate::base::{BackendName, Context as _, Digest, Error, GuestName, GuestPlan, ImageId, Kind, Result, fs};
+use crate::base::{BackendName, Context as _, Digest, Error, GuestName, GuestPlan, ImageId, Kind, Result, Trust, fs};
 use crate::driver::Driver;
 use crate::pool::{Chain, ImageRecord, Link, PUBLISHED, Pool};
 use crate::rootfs;
@@ -62,7 +62,9 @@ pub fn publish(env: Env<'_>, name: &GuestName, keys: &[String], to: &To) -> Resu
         return driver.keep_image(&record.plan, metadata.path(), root.path(), alias);
     }
     waiting.stage("taking in");
-    keep(env, &pool, name, keys, [&metadata, &root])
+    // What nobody vouched for is not vouched for by being packed anew.
+    let trust = if record.origin.trust == Some(Trust::Unsigned) { Trust::Unsigned } else { Trust::Own };
+    keep(env, &pool, name, keys, [&metadata, &root], trust)
 }
 
 /// Returns when the newest of it was made.
@@ -93,6 +95,7 @@ fn keep(
     name: &GuestName,
     mut keys: BTreeMap<String, String>,
     [metadata, root]: [&NamedTempFile; 2],
+    trust: Trust,
 ) -> Result<String> {
     let transfer = env.reporter.transfer(name.as_str(), None);
     let import = |file: &NamedTempFile| {
@@ -123,6 +126,7 @@ fn keep(
             synced_at: now,
             retired_at: None,
             chain: Chain { index: link.clone(), products: link, path: ftype.into() },
+            trust: Some(trust),
         }
     };
     let records =

@@ -63,7 +63,7 @@ pub fn import(
     machine::usable(driver.as_ref())?;
     let access = copy::access(env, key_files)?;
     let plan = plan(env, &about, &name)?;
-    let origin = Origin { image: None, blob: None, keys: about.keys.clone(), template: None };
+    let origin = Origin { image: None, blob: None, keys: about.keys.clone(), trust: about.trust, template: None };
     let mut held = guest::reserve(layout, Record::new(about.driver, origin, plan))?;
     let mut undo = Undo::new();
     let (layout_, name_) = (layout.clone(), name.clone());

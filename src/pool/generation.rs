@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{ImageRecord, PATIENCE, Pool};
+use super::{ImageRecord, Mark, PATIENCE, Pool};
 use crate::base::lock::{FileLock, Mode};
 use crate::base::{ImageId, RelPath, Result, fs, name};
 
@@ -50,6 +50,12 @@ impl Kept {
     pub fn new(bytes: &[u8], url: String, updated: Option<Timestamp>) -> Self {
         let sha256 = name::hex(&Sha256::digest(bytes));
         Kept { sha256, url, etag: None, last_modified: None, updated, signed_at: None }
+    }
+
+    /// How new it is.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { updated: self.updated, signed_at: self.signed_at }
     }
 }
 

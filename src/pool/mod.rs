@@ -5,6 +5,7 @@
 //! stand on it.
 
 mod generation;
+mod marks;
 mod record;
 mod sweep;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256, Sha512};
 
 pub use generation::{Generation, Kept};
+pub use marks::{Mark, Marks, Seen};
 pub use record::{Chain, DiskFacts, ImageRecord, Link, PUBLISHED, Signature};
 pub use sweep::Swept;
 

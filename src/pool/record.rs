@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Pool;
 use crate::base::plan::DiskFormat;
-use crate::base::{Digest, ImageId, Result};
+use crate::base::{Digest, ImageId, Result, Trust};
 
 /// The source of images that were made of guests here; the key that names the guest, too.
 pub const PUBLISHED: &str = "published";
@@ -35,6 +35,9 @@ pub struct ImageRecord {
     pub retired_at: Option<Timestamp>,
     /// Why it is trusted.
     pub chain: Chain,
+    /// Who vouched for it, in a word; records of old have none, see [`trust`](Self::trust).
+    #[serde(default)]
+    pub trust: Option<Trust>,
 }
 
 /// What the header of a disk image says.
@@ -55,6 +58,15 @@ pub struct Chain {
     pub products: Link,
     /// Where the bytes lie, from the stream's root.
     pub path: String,
+}
+
+impl Chain {
+    /// Who vouched for it: a chain is as strong as its weakest link.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        let signed = [&self.index, &self.products].iter().all(|link| link.signature.is_some());
+        if signed { Trust::Signed } else { Trust::Unsigned }
+    }
 }
 
 /// One document of the chain.
@@ -94,6 +106,20 @@ impl ImageRecord {
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.source == PUBLISHED
+    }
+
+    /// Who vouched for it.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        self.trust.unwrap_or_else(|| if self.is_own() { Trust::Own } else { self.chain.trust() })
+    }
+
+    /// The stream's keys, and `source` and `trust` as they are known here: what filters look at.
+    #[must_use]
+    pub fn described(&self) -> BTreeMap<String, String> {
+        let mut keys = self.keys.clone();
+        keys.extend([("source".into(), self.source.clone()), ("trust".into(), self.trust().word().into())]);
+        keys
     }
 
     /// Fingerprint of the key that signed for it; `None` for an unsigned source.

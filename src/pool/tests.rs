@@ -35,6 +35,7 @@ fn record(blob: &Digest, version: &str) -> ImageRecord {
         synced_at: jiff::Timestamp::UNIX_EPOCH,
         retired_at: None,
         chain: Chain { index: link(), products: link(), path: "p".into() },
+        trust: None,
     }
 }
 

@@ -30,6 +30,12 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("lxd-images", include_str!("../../streams/lxd-images.toml")),
 ];
 
+/// The key by which Ubuntu's minimal images are told from others, which have the same content ids.
+const LABEL: &str = "label";
+
+/// The key that signs Ubuntu's streams. The pin in the source decides whether it counts, as with any other keyring.
+const UBUNTU_KEYS: &[u8] = include_bytes!("../../streams/keyrings/ubuntu-cloudimage.gpg");
+
 /// Whether a source's metadata must be signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signing {
@@ -59,6 +65,11 @@ pub struct Source {
     pub fingerprints: Vec<String>,
     /// Packages of distributions that hold the keyring.
     pub packages: Vec<String>,
+    /// The keys that virga brings along, for machines where none of the keyrings is installed.
+    pub shipped: Option<&'static [u8]>,
+    /// If any: only documents with these content ids are this source's, a `*` at the end standing for anything. One key
+    /// signs several streams; the id is what tells them apart.
+    pub content_ids: Vec<String>,
     /// Whether index and products must be signed.
     pub signing: Signing,
     /// Other roots with the same content, to be tried after `url`.
@@ -84,6 +95,8 @@ struct File {
     #[serde(default)]
     package: OneOrMany,
     signed: Option<bool>,
+    #[serde(default, rename = "content-id")]
+    content_id: OneOrMany,
     #[serde(default)]
     mirrors: Vec<String>,
     #[serde(rename = "max-age")]
@@ -144,6 +157,8 @@ impl Source {
                 .collect::<Result<_>>()
                 .context(within)?,
             packages: file.package.into_vec(),
+            shipped: None,
+            content_ids: file.content_id.into_vec(),
             signing: if file.signed.unwrap_or(true) { Signing::Required } else { Signing::Waived },
             filters: Filters::parse(&file.filters).context(within)?,
         };
@@ -172,24 +187,40 @@ impl Source {
             None => (url, DEFAULT_PATH),
         };
         let (root, path) = (parse_url(root)?, parse_path(path)?);
-        let default = builtin(DEFAULT_SOURCE, BUILT_IN[0].1)?;
-        let (keyrings, fingerprints, packages) = match keyring {
-            Some(keyring) => (vec![keyring.to_owned()], Vec::new(), Vec::new()),
-            None => (default.keyrings, default.fingerprints, default.packages),
+        let mut source = match built_in().collect::<Result<Vec<_>>>()?.into_iter().find(|source| source.url == root) {
+            // What is known of it does not depend on how it was named.
+            Some(known) if known.is_signed() => known,
+            _ => {
+                let default = builtin(DEFAULT_SOURCE, BUILT_IN[0].1)?;
+                let mut filters = default.filters;
+                // What tells Ubuntu's own streams apart says nothing of others.
+                filters.0.retain(|filter| filter.key() != LABEL);
+                Source { filters, content_ids: Vec::new(), max_age: None, ..default }
+            }
         };
-        Ok(Source {
-            name: name_of(&root, &path),
-            description: root.to_string(),
-            url: root,
-            path,
-            keyrings,
-            fingerprints,
-            packages,
-            signing: Signing::Required,
-            mirrors: Vec::new(),
-            max_age: None,
-            filters: default.filters,
+        (source.name, source.description) = (name_of(&root, &path), root.to_string());
+        (source.url, source.path) = (root, path);
+        Ok(match keyring {
+            Some(keyring) => source.with_keyring(keyring.to_owned()),
+            None => source,
         })
+    }
+
+    /// With the keys in this file in place of its own. Whoever gives keys wants signatures.
+    #[must_use]
+    pub fn with_keyring(self, keyring: PathBuf) -> Self {
+        let (keyrings, signing) = (vec![keyring], Signing::Required);
+        Source { keyrings, signing, fingerprints: Vec::new(), packages: Vec::new(), shipped: None, ..self }
+    }
+
+    /// Whether a document with this content id can be this source's.
+    #[must_use]
+    pub fn lists(&self, content_id: &str) -> bool {
+        let fits = |pin: &String| match pin.strip_suffix('*') {
+            Some(start) => content_id.starts_with(start),
+            None => pin == content_id,
+        };
+        self.content_ids.is_empty() || self.content_ids.iter().any(fits)
     }
 
     /// The same root with another index; its name is then one that is made of both.
@@ -206,6 +237,16 @@ impl Source {
     #[must_use]
     pub fn is_signed(&self) -> bool {
         self.signing == Signing::Required
+    }
+
+    /// What it is called in the pool. Unsigned runs are a source of their own, under a name that no source can have: they
+    /// replace and retire nothing that was signed.
+    #[must_use]
+    pub fn store(&self) -> String {
+        match self.signing {
+            Signing::Required => self.name.clone(),
+            Signing::Waived | Signing::Absent => format!("{}+unsigned", self.name),
+        }
     }
 
     /// The URL of a file of this source.
@@ -307,7 +348,13 @@ fn builtin(name: &str, text: &str) -> Result<Source> {
     if source.signing == Signing::Waived {
         source.signing = Signing::Absent;
     }
+    // Only what is pinned: a file of the user's that has the same name brings its own keys.
+    source.shipped = (!source.fingerprints.is_empty()).then_some(UBUNTU_KEYS);
     Ok(source)
+}
+
+fn built_in() -> impl Iterator<Item = Result<Source>> {
+    BUILT_IN.iter().map(|(name, text)| builtin(name, text))
 }
 
 fn check_name(name: &str) -> Result<()> {

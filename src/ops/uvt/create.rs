@@ -10,7 +10,7 @@ use crate::base::cmd::{self, Cmd};
 use crate::base::lock::Mode;
 use crate::base::name::{arch_name, quoted};
 use crate::base::plan::DiskFormat;
-use crate::base::{Arch, Context as _, Error, Kind, Result, given};
+use crate::base::{Arch, Context as _, Error, Kind, Result, Trust, given};
 use crate::disk;
 use crate::driver::libvirt::uvtool::Uvtool;
 use crate::guest::Record;
@@ -79,6 +79,7 @@ fn of_file(file: &Path, wish: &Wish) -> Result<InPlace> {
         virtual_size: facts.virtual_size,
         arch: wish.arch.unwrap_or_else(Arch::host),
         keys: [("file".to_owned(), path.display().to_string())].into(),
+        trust: Trust::Own,
         path,
     })
 }
@@ -113,7 +114,8 @@ fn of_pool(env: Env<'_>, libvirt: &Uvtool, wish: &Wish) -> Result<InPlace> {
         (None, _) if wish.template.is_some() => image.key("arch").parse().unwrap_or_else(|_| Arch::host()),
         (None, name) => name.parse()?,
     };
-    Ok(InPlace { path: volume.path, format: DiskFormat::Qcow2, virtual_size: volume.capacity, arch, keys: image.keys })
+    let (format, virtual_size, trust) = (DiskFormat::Qcow2, volume.capacity, image.trust());
+    Ok(InPlace { path: volume.path, format, virtual_size, arch, keys: image.keys, trust })
 }
 
 /// uvtool asks `distro-info` for the newest release with long support. Where that is not installed the streams say which

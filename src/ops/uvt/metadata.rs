@@ -11,7 +11,7 @@ use serde::Serialize as _;
 use serde_json::Value;
 
 use crate::base::lock::{FileLock, Mode};
-use crate::base::{Context as _, Error, Result, fs};
+use crate::base::{Context as _, Error, Result, Trust, fs};
 use crate::ops::Env;
 
 /// What the names of images' volumes begin with.
@@ -22,6 +22,9 @@ const LIMIT: u64 = 1 << 20;
 
 /// How long to wait for another command of ours that is at the images.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The key that says of an image that nobody vouched for it.
+pub(super) const TRUST: &str = "trust";
 
 /// The name of an image's volume, and of its metadata file.
 pub(super) fn volume_name(product: &str, version: &str) -> String {
@@ -45,6 +48,11 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// Who vouched for it. The original knows no such thing: its own images must be signed unless it is told otherwise.
+    pub fn trust(&self) -> Trust {
+        if self.key(TRUST) == Trust::Unsigned.word() { Trust::Unsigned } else { Trust::Signed }
+    }
+
     pub fn key(&self, key: &str) -> &str {
         self.keys.get(key).map(String::as_str).unwrap_or_default()
     }

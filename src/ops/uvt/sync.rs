@@ -161,7 +161,13 @@ impl Take<'_> {
             self.libvirt.delete(self.into, std::slice::from_ref(&name))?;
             self.upload(&blob, &name, &format!("{product} {version}"), record.size)?;
         }
-        self.store.write(&Image { volume: name, keys: record.keys.clone() })
+        let mut keys = record.keys.clone();
+        // Whatever the stream says of itself.
+        keys.remove(metadata::TRUST);
+        if record.trust().must_be_asked_for() {
+            keys.insert(metadata::TRUST.into(), record.trust().word().into());
+        }
+        self.store.write(&Image { volume: name, keys })
     }
 
     fn upload(&self, blob: &Path, name: &str, label: &str, size: u64) -> Result<()> {

@@ -18,9 +18,14 @@ use super::incus::Exported;
 use super::{Publisher, content};
 use crate::base::lock::FileLock;
 use crate::base::name::quoted;
-use crate::base::{DigestAlgorithm, Error, Kind, RelPath, Result, fs};
+use crate::base::{DigestAlgorithm, Error, Kind, RelPath, Result, Trust, fs};
 use crate::stream::filter::Filters;
 use crate::stream::product::Item;
+
+/// The key that says of a mirrored item whether what it was copied from was signed.
+pub const UPSTREAM_TRUST: &str = "upstream_trust";
+/// The key that says by whom.
+pub const UPSTREAM_KEY: &str = "upstream_key";
 
 /// Files that an interrupted run may have left, one path a line.
 const PENDING: &str = ".virga-pending";
@@ -36,6 +41,8 @@ pub struct Upstream<'a> {
     pub chosen: &'a [Item],
     /// The filters: what they cover and did not choose is not kept.
     pub filters: &'a Filters,
+    /// The key that signed it; `None` when it was taken unsigned.
+    pub signer: Option<&'a str>,
 }
 
 /// What a mirror will list.
@@ -182,6 +189,7 @@ impl Publisher<'_> {
         let merge = Merge {
             chosen: upstream.chosen.iter().map(|item| (place(item), item)).collect(),
             held: held.iter().map(|item| place(item)).collect(),
+            signer: upstream.signer,
         };
         document.update(|old| merge.root(old, new), self.now);
         let expected = upstream.chosen.iter().chain(held);
@@ -334,6 +342,7 @@ type Level = Map<String, Value>;
 struct Merge<'a> {
     chosen: HashMap<Place<'a>, &'a Item>,
     held: HashSet<Place<'a>>,
+    signer: Option<&'a str>,
 }
 
 impl Merge<'_> {
@@ -404,7 +413,29 @@ impl Merge<'_> {
                 level.insert(digest.algorithm().name().into(), digest.hex().into());
             }
         }
+        self.note_upstream(item, &mut level);
         Some(Value::Object(level))
+    }
+
+    /// Says at the item itself who vouched for it: once it is signed here, it looks signed to everybody. What was unsigned
+    /// somewhere on its way stays so, whatever else is said.
+    fn note_upstream(&self, item: &Item, level: &mut Level) {
+        let unsigned_before = item.keys.get(UPSTREAM_TRUST).is_some_and(|trust| *trust == Trust::Unsigned.word());
+        level.remove(UPSTREAM_KEY);
+        let trust = match self.signer.filter(|_| !unsigned_before) {
+            Some(signer) => {
+                level.insert(UPSTREAM_KEY.into(), signer.into());
+                Trust::Signed
+            }
+            None => {
+                // Said of the product, it would be said of the item.
+                if item.keys.contains_key(UPSTREAM_KEY) {
+                    level.insert(UPSTREAM_KEY.into(), "".into());
+                }
+                Trust::Unsigned
+            }
+        };
+        level.insert(UPSTREAM_TRUST.into(), trust.word().into());
     }
 }
 

@@ -181,3 +181,43 @@ fn no_user_name_and_password_is_printed() {
         assert!(!format!("{error} {:?}", error.causes()).contains("s3cret"), "{error} {:?}", error.causes());
     }
 }
+
+#[test]
+fn ubuntus_key_is_shipped_and_the_pin_decides() {
+    use crate::stream::key::Keyring;
+    for source in Sources::load(&[]).unwrap().iter() {
+        assert_eq!(source.shipped.is_some(), source.is_signed(), "{}", source.name);
+        let Some(shipped) = source.shipped else { continue };
+        let keyring = Keyring::from_bytes(shipped).unwrap();
+        let pin = UBUNTU_KEY.parse().unwrap();
+        assert_eq!(keyring.fingerprints(), [pin]);
+        assert!(!source.content_ids.is_empty(), "{}", source.name);
+    }
+    let text = format!("url = 'https://x/'\nkeyring = 'k'\nfingerprints = ['{UBUNTU_KEY}']");
+    assert!(parse(&text).unwrap().shipped.is_none(), "a source of the user's has the user's keys");
+    assert!(Source::from_url("https://h/", None).unwrap().shipped.is_some());
+    assert!(Source::from_url("https://h/", Some(Path::new("/k"))).unwrap().shipped.is_none());
+}
+
+#[test]
+fn a_source_lists_what_its_pins_say() {
+    let source = parse("url = 'https://x/'\nkeyring = 'k'\ncontent-id = ['a:released:*', 'b']").unwrap();
+    for (id, lists) in [("a:released:download", true), ("a:daily:download", false), ("b", true), ("bb", false)] {
+        assert_eq!(source.lists(id), lists, "{id}");
+    }
+    assert!(parse("url = 'https://x/'\nkeyring = 'k'").unwrap().lists("anything"));
+    // Whether it is named or its address is given.
+    let daily = Source::from_url("https://cloud-images.ubuntu.com/daily/", None).unwrap();
+    assert!(daily.max_age.is_some() && daily.lists("com.ubuntu.cloud:daily:download"));
+    assert!(!daily.lists("com.ubuntu.cloud:released:download"));
+    let other = Source::from_url("https://mirror.example/", None).unwrap();
+    assert!(other.lists("any") && other.max_age.is_none() && !other.filters.names("label"));
+}
+
+#[test]
+fn unsigned_runs_have_a_name_that_no_source_can_have() {
+    let mut source = parse("url = 'https://x/'\nkeyring = 'k'").unwrap();
+    assert_eq!(source.store(), "own");
+    source.signing = Signing::Waived;
+    assert!(check_name(&source.store()).is_err() && source.store().starts_with("own"));
+}

@@ -55,12 +55,16 @@ pub(in super::super) struct Upstreams {
     pub(in super::super) fixture: Fixture,
     pub(in super::super) keep: bool,
     pub(in super::super) max: Option<usize>,
+    /// Who signed what is copied.
+    signer: Option<&'static str>,
 }
+
+const SIGNER: &str = "0123456789ABCDEF0123456789ABCDEF01234567";
 
 impl Upstreams {
     pub(in super::super) fn new() -> Self {
         let fixture = Fixture::empty(Some(&KEY));
-        Upstreams { fixture, keep: false, max: None }
+        Upstreams { fixture, keep: false, max: None, signer: Some(SIGNER) }
     }
 
     fn with<T>(
@@ -81,7 +85,13 @@ impl Upstreams {
             .collect();
         let pairs = chosen.iter().zip(&documents);
         let upstream: Vec<_> = pairs
-            .map(|((content_id, chosen), document)| Upstream { content_id, document, chosen, filters: &filters })
+            .map(|((content_id, chosen), document)| Upstream {
+                content_id,
+                document,
+                chosen,
+                filters: &filters,
+                signer: self.signer,
+            })
             .collect();
         self.fixture.publisher(|publisher| act(publisher, &upstream))
     }
@@ -148,6 +158,9 @@ fn the_copy_lists_exactly_what_was_chosen_with_all_its_attributes() {
     let mut expected = tree("u:d", &[("noble:amd64", &["20260102"])], &["disk1.img"]);
     let version = &mut expected["products"]["noble:amd64"]["versions"]["20260102"];
     version["sha256"] = version["items"]["disk1.img"]["sha256"].clone();
+    // What the copy adds: who vouched for it.
+    version["items"]["disk1.img"]["upstream_trust"] = "signed".into();
+    version["items"]["disk1.img"]["upstream_key"] = SIGNER.into();
     assert_eq!(copy, expected);
     let index: Value = serde_json::from_slice(&run.fixture.read("streams/v1/index.json")).unwrap();
     assert_eq!(index["index"]["u:d"]["products"], json!(["noble:amd64"]));
