@@ -318,6 +318,55 @@ fn names_with_paths_in_them_lead_nowhere() {
     assert_eq!(found, "");
 }
 
+/// What nobody may find in what the program prints: orders to a terminal, and to a CI service that reads the log.
+#[track_caller]
+fn harmless(what: &str, output: &Output) {
+    for shown in [text(&output.stdout), text(&output.stderr)] {
+        let unfit = |c: char| (c.is_control() && c != '\n') || "\u{61c}\u{200f}\u{202e}\u{2028}\u{2066}".contains(c);
+        assert!(!shown.contains(unfit), "{what}: {shown:?}");
+        let ordered =
+            |line: &str| line.trim_start().starts_with("::") || line.contains("##[") || line.contains("##vso[");
+        assert!(!shown.lines().any(ordered), "{what}: {shown}");
+    }
+}
+
+/// It is rightly signed, and means the people who look at it.
+#[test]
+fn what_a_stream_says_is_shown_and_nobody_obeys_it() {
+    const NASTY: &str =
+        "::error file=a::b\u{1b}]52;c;aGk=\u{7}\n::set-output name=a::b\u{9b}2J\u{202e}\u{2028}##[warning]##vso[x]";
+    let mut stream = Stream::new();
+    let item = stream.item().clone();
+    let arch = stream.products["products"]["p"]["arch"].clone();
+    stream.products["products"] = json!({NASTY: {
+        "arch": arch, "os": NASTY, "release": NASTY, "release_title": NASTY, "aliases": NASTY, "x": NASTY,
+        "versions": {NASTY: {"label": NASTY, "items": {NASTY: item}}},
+    }});
+    let server = stream.serve(|_| None);
+    let synced = stream.sync(&server);
+    harmless("sync", &synced);
+    if synced.status.success() {
+        let listed = stream.home.output(["images"]);
+        assert!(text(&listed.stdout).contains('\u{fffd}'), "{}", text(&listed.stdout));
+    }
+    let (url, keyring) = (server.url("/"), stream.home.path("keyring.gpg"));
+    let remote = ["images", "--remote", "--source", url.as_str(), "--keyring", keyring.to_str().unwrap()];
+    for more in [&[][..], &["--format", "json"], &["--template", "{x}"], &["--template", "{os}{nothing}"]] {
+        harmless("a listing from afar", &stream.home.output(remote.iter().chain(more)));
+        harmless("a listing", &stream.home.output(["images"].iter().chain(more)));
+    }
+    harmless("an explanation", &stream.home.output(["images", "--explain"]));
+    // A file that is not what it should be is quoted.
+    let config = stream.home.path("config.toml");
+    std::fs::write(&config, format!("memory = 1\n{NASTY}\n")).unwrap();
+    let quoted = stream.home.virga(["list"]).env("VIRGA_CONFIG", &config).output().unwrap();
+    assert_eq!(quoted.status.code(), Some(2));
+    harmless("a configuration", &quoted);
+    // And with everything that the log has to say.
+    let logged = stream.home.virga(remote).env("VIRGA_LOG", "trace").output().unwrap();
+    harmless("a log", &logged);
+}
+
 #[test]
 fn an_index_that_names_itself_comes_to_an_end() {
     let mut stream = Stream::new();

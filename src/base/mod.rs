@@ -10,6 +10,7 @@ pub mod crash;
 pub mod error;
 pub mod fs;
 pub mod given;
+pub mod harmless;
 pub mod interrupt;
 pub mod layout;
 pub mod lock;

@@ -66,7 +66,7 @@ pub fn attach(env: Env<'_>, args: AttachArgs) -> Result<ExitCode> {
         (None, None, path) => Further::File { path: path.unwrap_or_default(), format, read_only },
     };
     let disk = attach::attach(env, &name, &further)?;
-    super::term::data(&format!("{disk}\n"));
+    super::term::line(&disk);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -44,7 +44,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for line in console::log(env, &args.name, args.lines.unwrap_or(LINES))? {
-        term::data(&format!("{line}\n"));
+        term::line(&line);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -31,9 +31,9 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
                     Level::Warning => "warning",
                     Level::Error => "error",
                 };
-                term::data(&format!("{mark:8} {:8} {}\n", finding.check, finding.detail));
+                term::line(&format!("{mark:8} {:8} {}", finding.check, finding.detail));
                 if let Some(hint) = &finding.hint {
-                    term::data(&format!("{:17} hint: {hint}\n", ""));
+                    term::line(&format!("{:17} hint: {hint}", ""));
                 }
             }
         }

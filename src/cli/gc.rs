@@ -33,7 +33,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     let mut all = Vec::new();
     let outcome = session::collect_garbage(env, args.dry_run, |left| {
         match args.format.format {
-            Format::Table => term::data(&format!("{}: {}\n", left.name, left.why)),
+            Format::Table => term::line(&format!("{}: {}", left.name, left.why)),
             Format::Json => all.push(serde_json::json!({"name": left.name, "why": left.why})),
         };
     });

@@ -27,7 +27,7 @@ pub struct ManArgs {
 pub fn completions(args: CompletionArgs, command: &mut clap::Command) -> Result<ExitCode> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, command, "virga", &mut text);
-    term::data(&String::from_utf8_lossy(&text));
+    term::bytes(&text);
     Ok(ExitCode::SUCCESS)
 }
 

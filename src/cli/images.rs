@@ -9,7 +9,7 @@ use super::args::{FormatArg, FromArgs};
 use super::pattern::Template;
 use super::render::{self, Format};
 use super::{args, term};
-use crate::base::{ByteSize, Error, Result};
+use crate::base::{ByteSize, Error, Result, harmless};
 use crate::ops::images::Listed;
 use crate::ops::remote::RemoteRequest;
 use crate::ops::upkeep::{Checked, Removed};
@@ -223,7 +223,7 @@ pub(super) fn chain(line: &Listed) -> String {
         record.announced
     );
     text += &format!("  blob      {}, verified {}\n", record.blob, record.synced_at);
-    text.lines().map(|line| format!("{}\n", render::plain(line))).collect()
+    text.lines().map(|line| format!("{}\n", harmless::line(line))).collect()
 }
 
 /// What a mirror says of where it had the image from: its own signature vouches for no more than that it says so.
@@ -241,13 +241,13 @@ fn verify(checked: &Checked, format: Format) -> Result<ExitCode> {
     if format == Format::Json {
         render::json(checked)?;
     } else {
-        term::data(&format!("{} sound, {}\n", checked.sound, ByteSize(checked.bytes)));
+        term::line(&format!("{} sound, {}", checked.sound, ByteSize(checked.bytes)));
         for rotten in &checked.rotten {
             let ids: Vec<&str> = rotten.images.iter().map(|id| id.as_str()).collect();
-            term::data(&format!("rotten {} {}\n", ids.join(" "), rotten.blob));
+            term::line(&format!("rotten {} {}", ids.join(" "), rotten.blob));
         }
         for id in &checked.missing {
-            term::data(&format!("missing {id}\n"));
+            term::line(&format!("missing {id}"));
         }
     }
     if checked.rotten.is_empty() && checked.missing.is_empty() {
@@ -269,7 +269,7 @@ fn removed(env: Env<'_>, removed: &Removed, format: Format) -> Result<()> {
         return render::json(removed);
     }
     for id in &removed.images {
-        term::data(&format!("removed {id}\n"));
+        term::line(&format!("removed {id}"));
     }
     for id in &removed.in_use {
         env.reporter.note(&format!("the content of {id} stays while guests stand on it"));

@@ -9,7 +9,7 @@ use super::list::image_of;
 use super::render::{self, Format};
 use super::term;
 use crate::base::plan::Forward;
-use crate::base::{GuestName, Result};
+use crate::base::{GuestName, Result, harmless};
 use crate::ops::{Env, info};
 
 /// `virga info`
@@ -32,7 +32,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
         Format::Json => render::json(&value_of(&info))?,
         Format::Table => {
             let lines = rows(&info).into_iter().filter(|(_, value)| !value.is_empty());
-            let text: String = lines.map(|(name, value)| format!("{name:10} {}\n", render::plain(&value))).collect();
+            let text: String = lines.map(|(name, value)| format!("{name:10} {}\n", harmless::line(&value))).collect();
             term::data(&text);
         }
     }

@@ -144,7 +144,7 @@ pub fn ip(env: Env<'_>, args: IpArgs) -> Result<ExitCode> {
     let address = list::address(env, &args.name)?;
     match args.format.format {
         Format::Json => render::json(&serde_json::json!({ "host": address.ip().to_string(), "port": address.port() }))?,
-        Format::Table => term::data(&format!("{address}\n")),
+        Format::Table => term::line(&address.to_string()),
     }
     Ok(ExitCode::SUCCESS)
 }

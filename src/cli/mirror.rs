@@ -63,7 +63,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
 fn lines(env: Env<'_>, report: &MirrorReport, dry_run: bool) {
     let print = |sign: char, file: &MirroredFile| {
         let MirroredFile { product, version, item, path, size } = file;
-        term::data(&format!("{sign} {product} {version} {item} {path} {size}\n"));
+        term::line(&format!("{sign} {product} {version} {item} {path} {size}"));
     };
     report.fetched.iter().for_each(|file| print('+', file));
     report.removed.iter().for_each(|file| print('-', file));

@@ -287,7 +287,7 @@ fn log(verbose: u8) {
     let filter = config::log_filter().unwrap_or_else(|| default.to_owned());
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(default)))
-        .with_writer(std::io::stderr)
+        .with_writer(|| term::Log)
         .with_target(false)
         .without_time()
         .init();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::name::quoted;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, harmless};
 
 /// Text with `{key}` in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Template {
         let value = |row: &BTreeMap<String, String>, part: &Part| match part {
             Part::Text(text) => text.clone(),
             // A value of the stream's stays on its line.
-            Part::Key(key) => super::render::plain(row.get(key).map_or("", String::as_str)),
+            Part::Key(key) => harmless::line(row.get(key).map_or("", String::as_str)),
         };
         let line = |row| self.0.iter().map(|part| value(row, part)).chain(["\n".into()]).collect::<String>();
         Ok(rows.iter().map(line).collect())

@@ -43,7 +43,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Add(PortArgs { name, port }) => {
             let Forward { host, guest } = port::add(env, &name, port)?;
-            term::data(&format!("{host}:{guest}\n"));
+            term::line(&format!("{host}:{guest}"));
         }
         Command::Remove(PortArgs { name, port }) => port::remove(env, &name, port)?,
     }

@@ -22,15 +22,15 @@ pub struct Args {
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     let pruned = prune::prune(env, args.dry_run)?;
     for (digest, size) in &pruned.pool.blobs {
-        term::data(&format!("{digest} {}\n", ByteSize(*size)));
+        term::line(&format!("{digest} {}", ByteSize(*size)));
     }
     let mut bytes = pruned.pool.bytes;
     for (id, size) in &pruned.templates {
-        term::data(&format!("template {id} {size}\n"));
+        term::line(&format!("template {id} {size}"));
         bytes += size.0;
     }
     for (name, size) in &pruned.copies {
-        term::data(&format!("copy {name} {size}\n"));
+        term::line(&format!("copy {name} {size}"));
         bytes += size.0;
     }
     let verb = if args.dry_run { "would free" } else { "freed" };

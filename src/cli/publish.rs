@@ -52,6 +52,6 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
             return Err(Error::usage("only images at a daemon have an alias").hint("--to daemon"));
         }
     };
-    term::data(&format!("{}\n", to_image::publish(env, &name, &keys, &to)?));
+    term::line(&to_image::publish(env, &name, &keys, &to)?.to_string());
     Ok(ExitCode::SUCCESS)
 }

@@ -56,7 +56,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // Colours off, cursor shown, a new line: a guest that ended in the middle of something left the screen so.
-        term::data("\x1b[0m\x1b[?25h\r\n");
+        term::bytes(b"\x1b[0m\x1b[?25h\r\n");
         // There is nobody left to tell.
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
     }

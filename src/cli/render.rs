@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::term;
-use crate::base::{Context as _, Result};
+use crate::base::{Context as _, Result, harmless};
 
 /// How data is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -27,7 +27,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) {
     table.set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
     for row in rows {
-        table.add_row(row.into_iter().map(|cell| plain(&cell)));
+        table.add_row(row.into_iter().map(|cell| harmless::line(&cell)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -42,11 +42,6 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) {
 /// When it cannot be encoded.
 pub fn json<T: serde::Serialize>(value: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(value).context(|| "encoding JSON".into())?;
-    term::data(&format!("{text}\n"));
+    term::data(&format!("{}\n", harmless::json(&text)));
     Ok(())
-}
-
-/// Text from a stream or a guest without control characters: a terminal must not obey it.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

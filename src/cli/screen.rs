@@ -60,7 +60,7 @@ pub fn picture(env: Env<'_>, args: PictureArgs) -> Result<ExitCode> {
 /// As [`screen::address`] and [`screen::watch`].
 pub fn viewer(env: Env<'_>, args: ViewerArgs) -> Result<ExitCode> {
     let viewer = screen::address(env, &args.name)?;
-    term::data(&format!("{}\n", viewer.address));
+    term::line(&viewer.address);
     if let Some(host) = &viewer.host {
         env.reporter.note(&format!("that is on the loopback of '{host}': reach it by 'ssh -L'"));
     }

@@ -62,7 +62,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Create { name, snapshot } => {
             let made = snapshot::create(env, &name, snapshot)?;
-            term::data(&format!("{made}\n"));
+            term::line(&made.to_string());
         }
         Command::List { name, format } => {
             let all = snapshot::list(env, &name)?;

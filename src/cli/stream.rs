@@ -93,21 +93,21 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Init { dir, key, user_id, content_id } => {
             let fingerprint = publish::init(env, &InitRequest { dir, key, user_id, content_id })?;
-            term::data(&format!("{fingerprint}\n"));
+            term::line(&fingerprint.to_string());
         }
         Command::Add { dir, image, keys, metadata, key } => {
             let added = publish::add(env, &AddRequest { dir, image, metadata, keys, key })?;
             let verb = if added.new { "added" } else { "present" };
-            term::data(&format!("{verb} {} {} ({})\n", added.product, added.version, ByteSize(added.size)));
+            term::line(&format!("{verb} {} {} ({})", added.product, added.version, ByteSize(added.size)));
         }
         Command::Remove { dir, filters, key } => {
             for gone in publish::remove(&dir, &key, &filters)? {
-                term::data(&format!("removed {gone}\n"));
+                term::line(&format!("removed {gone}"));
             }
         }
         Command::Verify { dir, keyring } => {
             let verified = publish::verify(&dir, keyring.as_deref())?;
-            term::data(&format!("{} items, {}\n", verified.items, ByteSize(verified.bytes)));
+            term::line(&format!("{} items, {}", verified.items, ByteSize(verified.bytes)));
         }
         Command::Serve { dir, bind, port, port_file } => {
             serve::serve(env, &ServeRequest { dir, bind, port, port_file })?;

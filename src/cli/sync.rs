@@ -87,10 +87,10 @@ fn lines(env: Env<'_>, report: &SyncReport, dry_run: bool) {
             Action::WouldFetch => "would fetch",
         };
         let name = format!("{} {} ({})", image.product, image.version, ByteSize(image.size));
-        term::data(&format!("{what} {} {name}\n", image.id));
+        term::line(&format!("{what} {} {name}", image.id));
     }
     for id in &report.retired {
-        term::data(&format!("retired {id}\n"));
+        term::line(&format!("retired {id}"));
     }
     if !report.retired.is_empty() && !dry_run {
         env.reporter.note("'virga prune' frees what the retired images held");

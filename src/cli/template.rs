@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::{FormatArg, MachineArgs, value};
 use super::render::{self, Format};
 use super::term;
-use crate::base::{Result, TemplateId, Trust};
+use crate::base::{Result, TemplateId, Trust, harmless};
 use crate::ops::template::Listed;
 use crate::ops::{Env, template};
 
@@ -73,15 +73,15 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
             }
             match format.format {
                 Format::Json => render::json(&value_of(&template::info(env, &made.id)?))?,
-                _ => term::data(&format!("{}\n", made.id)),
+                _ => term::line(&made.id.to_string()),
             }
         }
         Command::List { format } => listing(&template::list(env)?, format.format)?,
         Command::Info { id, format } => info(&template::info(env, &id)?, format.format)?,
         Command::Remove { ids, force } => template::remove(env, &ids, force)?,
         Command::Verify { ids } => template::verify(env, &ids, |id, verdict| match verdict {
-            Ok(()) => term::data(&format!("{id} ok\n")),
-            Err(error) => term::data(&format!("{id} {error}\n")),
+            Ok(()) => term::line(&format!("{id} ok")),
+            Err(error) => term::line(&format!("{id} {error}")),
         })?,
     }
     Ok(ExitCode::SUCCESS)
@@ -142,7 +142,7 @@ fn info(line: &Listed, format: Format) -> Result<()> {
     }
     let template = match &line.template {
         Err(error) => {
-            term::data(&format!("{}: {error}\n", line.id));
+            term::line(&format!("{}: {error}", line.id));
             return Ok(());
         }
         Ok(template) => template,
@@ -169,7 +169,7 @@ fn info(line: &Listed, format: Format) -> Result<()> {
         ("folder", template.files.folder().display().to_string()),
         ("clones", clones.join(", ")),
     ]);
-    let text: String = rows.iter().map(|(name, value)| format!("{name:16} {}\n", render::plain(value))).collect();
+    let text: String = rows.iter().map(|(name, value)| format!("{name:16} {}\n", harmless::line(value))).collect();
     term::data(&text);
     Ok(())
 }

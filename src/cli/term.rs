@@ -1,7 +1,8 @@
 //! What people see: talk and progress on stderr, data on stdout.
 //!
 //! stdout carries only what a script would want; everything else goes to
-//! stderr and never mixes with it.
+//! stderr and never mixes with it. Whatever is written here is harmless text (`base::harmless`), whoever it came from,
+//! but for [`bytes`]: that is what the user asked for as it is.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Mutex;
@@ -11,18 +12,23 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::base::progress::{Reporter, Stage, Transfer};
-use crate::base::{ByteSize, Error, Kind};
+use crate::base::{ByteSize, Error, Kind, harmless};
 
 /// Between two lines about one transfer where there is no terminal to draw on.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Writes data to stdout. A reader that went away (`virga list | head -1`)
+/// Writes lines of data to stdout, ended by whoever made them. A reader that went away (`virga list | head -1`)
 /// ends the command quietly.
 pub fn data(text: &str) {
-    bytes(text.as_bytes());
+    bytes(harmless::lines(text).as_bytes());
 }
 
-/// As [`data`], of any kind.
+/// As [`data`], one line, whatever is in it.
+pub fn line(text: &str) {
+    bytes(format!("{}\n", harmless::line(text)).as_bytes());
+}
+
+/// As [`data`], as it is: pictures, and what a guest writes to a terminal that the user has lent it.
 pub fn bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -39,9 +45,26 @@ pub fn data_was_lost() -> bool {
     DATA_LOST.load(Ordering::Relaxed)
 }
 
-/// Writes one line of talk to stderr.
+/// Writes one message to stderr. Should it have several lines, the others are set in: no line of talk begins with what
+/// another has written.
 pub fn talk(text: &str) {
+    let text = harmless::lines(text.trim_end()).replace('\n', "\n  ");
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Where the log is written to, a record at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Log;
+
+impl std::io::Write for Log {
+    fn write(&mut self, record: &[u8]) -> std::io::Result<usize> {
+        talk(&String::from_utf8_lossy(record));
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The terminal's columns and lines; where there is none, what the first ones had.
@@ -126,7 +149,7 @@ impl Reporter for Terminal {
                 // Handed to the group before anything draws it: else its first picture stays on the screen.
                 let hidden = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
                 let bar = bars.add(hidden.with_style(style));
-                bar.set_prefix(label.to_owned());
+                bar.set_prefix(harmless::line(label));
                 bar.enable_steady_tick(Duration::from_millis(100));
                 Box::new(Bar(bar))
             }
@@ -143,7 +166,7 @@ fn transfer_bar(bars: &MultiProgress, label: &str, total: Option<u64>) -> Progre
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     // Handed to the group before anything draws it: else its first picture stays on the screen.
     let bar = bars.add(ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden()).with_style(style));
-    bar.set_prefix(label.to_owned());
+    bar.set_prefix(harmless::line(label));
     bar
 }
 
@@ -161,7 +184,7 @@ impl Transfer for Bar {
 
 impl Stage for Bar {
     fn stage(&self, text: &str) {
-        self.0.set_message(text.to_owned());
+        self.0.set_message(harmless::line(text));
     }
 }
 
@@ -210,7 +233,7 @@ impl Stage for StageLines {
     fn stage(&self, text: &str) {
         let Ok(mut last) = self.last.lock() else { return };
         if !self.quiet && *last != text {
-            talk(&format!("{}: {text}", self.label));
+            talk(&harmless::line(&format!("{}: {text}", self.label)));
             text.clone_into(&mut last);
         }
     }

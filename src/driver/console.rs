@@ -4,6 +4,7 @@
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
+use crate::base::harmless::is_direction;
 use crate::base::{Kind, Result, fs};
 
 /// How much of the log's end is looked at.
@@ -106,11 +107,6 @@ fn skip_string(rest: &mut Chars<'_>) {
     }
 }
 
-/// Characters that turn the direction of the text around them.
-fn is_direction(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +125,7 @@ mod tests {
             ("\x1b[", ""),
             ("\x1b", ""),
             ("50%\r100%", "50%\n100%"),
-            ("a\x00\x08b\tc\u{202e}d", "ab cd"),
+            ("a\x00\x08b\tc\u{202e}d\u{61c}e", "ab cde"),
             ("\x1b[1\nseen", "\nseen"),
         ] {
             assert_eq!(plain(raw), shown, "{raw:?}");

@@ -23,6 +23,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::base::UserName;
+use crate::base::harmless::is_unfit;
 
 /// cloud-init's own result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +171,7 @@ impl Report {
                     let document = serde_json::from_str::<Value>(&document);
                     if line == "virga:status" {
                         status = document.unwrap_or_default();
-                        report.stage = status["v1"]["stage"].as_str().map(str::to_owned).or(report.stage);
+                        report.stage = status["v1"]["stage"].as_str().map(one_line).or(report.stage);
                     } else {
                         let end = document.ok().and_then(|result| outcome(&result, &status));
                         report.end = Some(end.map_or(End::Unreadable, End::Result));
@@ -238,7 +239,7 @@ fn outcome(result: &Value, status: &Value) -> Option<Outcome> {
     for (stage, info) in status["v1"].as_object().into_iter().flatten() {
         errors.extend(texts(&info["errors"]).map(|text| trouble(stage, text)));
         for (level, messages) in info["recoverable_errors"].as_object().into_iter().flatten() {
-            let level = level.to_lowercase();
+            let level = one_line(level).to_lowercase();
             recoverable.extend(texts(messages).map(|text| {
                 let mut trouble = trouble(stage, text);
                 trouble.text = format!("{level}: {}", trouble.text);
@@ -268,20 +269,19 @@ fn texts(list: &Value) -> impl Iterator<Item = &str> {
 /// pair, `('scripts_user', RuntimeError('…'))`, or a line of its log,
 /// `Running module scripts_user (<module …>) failed`.
 fn trouble(stage: &str, text: &str) -> Trouble {
-    let text = one_line(text);
+    let (stage, text) = (one_line(stage), one_line(text));
     let pair = text.strip_prefix("('").and_then(|rest| rest.split_once("', "));
     if let Some((module, rest)) = pair {
         let rest = rest.strip_suffix(')').unwrap_or(rest);
-        return Trouble { stage: stage.into(), module: Some(module.into()), text: rest.into() };
+        return Trouble { stage, module: Some(module.into()), text: rest.into() };
     }
     let module = text.split_once("unning module ").and_then(|(_, rest)| rest.split(' ').next()).map(str::to_owned);
-    Trouble { stage: stage.into(), module, text }
+    Trouble { stage, module, text }
 }
 
-/// Blanks and control characters become single blanks; cut at 300 characters.
+/// Blanks and what is not fit to be shown become single blanks; cut at 300 characters, for it is the guest that says it.
 fn one_line(text: &str) -> String {
-    let words: Vec<&str> =
-        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> = text.split(|c| char::is_whitespace(c) || is_unfit(c)).filter(|w| !w.is_empty()).collect();
     words.join(" ").chars().take(300).collect()
 }
 

@@ -212,7 +212,7 @@ pub(super) fn run() -> Result<ExitCode> {
         Command::Destroy { names } => return destroy(&names),
         Command::List => {
             let names = within(POOL, guests::list)?;
-            names.iter().for_each(|name| term::data(&format!("{}\n", crate::cli::render::plain(name))));
+            names.iter().for_each(|name| term::line(name));
         }
         Command::Ip { name } => ip(&name)?,
         Command::Ssh(args) => return ssh(args),
@@ -319,7 +319,7 @@ fn ip(name: &str) -> Result<()> {
     if addresses.iter().filter(|address| address.is_ipv4()).count() > 1 {
         term::talk(&format!("Warning: libvirt machine '{name}' has several IP addresses; this is the first."));
     }
-    addresses.first().into_iter().for_each(|address| term::data(&format!("{address}\n")));
+    addresses.first().into_iter().for_each(|address| term::line(&address.to_string()));
     Ok(())
 }
 

@@ -85,7 +85,7 @@ pub(super) fn run() -> Result<ExitCode> {
         Command::Sync(args) => sync(args, cli.verbose)?,
         Command::Query(args) => {
             let lines = within(&args.pool, |env| images::query(env, &args.pool, &args.filters))?;
-            lines.iter().for_each(|line| term::data(&format!("{}\n", crate::cli::render::plain(line))));
+            lines.iter().for_each(|line| term::line(line));
         }
         Command::Purge => within(POOL, images::purge)?,
     }
@@ -95,14 +95,13 @@ pub(super) fn run() -> Result<ExitCode> {
 fn sync(args: SyncArgs, verbose: bool) -> Result<(), Error> {
     let SyncArgs { path, keyring, source, no_authentication, pool, filters } = args;
     let asked = filters.join(" ");
-    let plain = crate::cli::render::plain;
     let mut tell = |event| match event {
         Event::Made(what) => term::talk(&what),
         Event::Adding(product, version) if verbose => {
-            term::data(&format!("Adding: {} {}\n", plain(&product), plain(&version)));
+            term::line(&format!("Adding: {product} {version}"));
         }
         Event::Removing(product, version) if verbose => {
-            term::data(&format!("Removing: {} {}\n", plain(&product), plain(&version)));
+            term::line(&format!("Removing: {product} {version}"));
         }
         Event::Nothing => term::talk(&format!("Warning: the source has no image that matches {asked}")),
         Event::Adding(..) | Event::Removing(..) => {}

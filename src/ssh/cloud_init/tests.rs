@@ -55,6 +55,21 @@ fn hostile_and_broken_answers() {
     let nasty = r#"{"v1": {"errors": ["\u001b[31m('x', ", 3, "('"]}}"#;
     let Outcome::Error(troubles) = result_of("[]", nasty) else { panic!() };
     assert!(troubles.iter().all(|trouble| !trouble.to_string().contains('\u{1b}')));
+    // Every text of the guest's, wherever it stands.
+    let bad = r"x\u001b]52;c;aGk=\u0007\n::error file=a.c::y\u202e";
+    let status = format!(
+        r#"{{"v1": {{"stage": "{bad}", "{bad}": {{"errors": ["('{bad}', {bad})"], "recoverable_errors": {{"{bad}": ["{bad}"]}}}}}}}}"#
+    );
+    let report = Report::read(said(&status, RESULT).as_bytes());
+    let Some(End::Result(Outcome::Error(troubles))) = report.end else { panic!() };
+    let texts = troubles.iter().map(ToString::to_string).chain(report.stage);
+    let texts: Vec<String> = texts.collect();
+    assert_eq!(texts.len(), 3);
+    for text in texts {
+        assert!(text.contains("::error file=a.c::y") && !text.contains(is_unfit), "{text:?}");
+    }
+    let long = format!(r#"{{"v1": {{"stage": "{}"}}}}"#, "x".repeat(1 << 20));
+    assert_eq!(Report::read(said(&long, RESULT).as_bytes()).stage.unwrap().len(), 300);
     let whole = said(HEALTHY, RESULT);
     for cut in 0..whole.len() - 1 {
         assert_eq!(Report::read(&whole.as_bytes()[..cut]).end, None, "not before it is whole: {cut}");
