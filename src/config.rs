@@ -49,6 +49,31 @@ pub const NETRC: &str = "NETRC";
 /// The SSH agent's socket, set by the agent.
 pub const SSH_AUTH_SOCK: &str = "SSH_AUTH_SOCK";
 
+/// Every variable that settings come from. A process of ours that outlives its command has these and no others; those
+/// with logins for servers are not among them.
+pub const VARIABLES: [&str; 20] = [
+    VIRGA_HOME,
+    VIRGA_RUNTIME_DIR,
+    VIRGA_CONFIG,
+    VIRGA_CONNECT,
+    VIRGA_LXC_PATH,
+    VIRGA_UVTOOL_HOME,
+    LIBVIRT_DEFAULT_URI,
+    "LIBVIRT_AUTH_FILE",
+    INCUS_SOCKET,
+    INCUS_DIR,
+    INCUS_CONF,
+    LXD_DIR,
+    LXD_CONF,
+    SSH_AUTH_SOCK,
+    "XDG_CONFIG_HOME",
+    "XDG_CONFIG_DIRS",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_RUNTIME_DIR",
+    "KRB5CCNAME",
+];
+
 /// One configuration file, as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -341,6 +366,10 @@ fn unfit(dir: &Path) -> Option<&'static str> {
     if found.uid() != rustix::process::geteuid().as_raw() {
         return Some("belongs to another user");
     }
+    // Without the sticky bit another user could put theirs in the place of ours.
+    if found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0 {
+        return Some("is open to other users");
+    }
     rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).err().map(|_| "may not be written to")
 }
 
@@ -406,6 +435,13 @@ mod tests {
         assert_eq!(unfit(Path::new("run/user/1000")), Some("is not an absolute path"));
         assert_eq!(unfit(&folder.path().join("absent")), Some("is not there"));
         assert_eq!(unfit(&file), Some("is no folder"));
+        let open = folder.path().join("open");
+        fs::create_private_dir(&open).unwrap();
+        let mode = |mode| std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o770);
+        assert_eq!(unfit(&open), Some("is open to other users"));
+        mode(0o1777);
+        assert_eq!(unfit(&open), None);
         // Root's, or where root runs this another one's.
         let others = folder.path().join("others");
         fs::create_private_dir(&others).unwrap();

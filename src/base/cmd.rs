@@ -6,15 +6,16 @@ use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+mod apart;
 mod captured;
 mod pump;
 
+pub use apart::Detached;
 pub use pump::{Pipes, exit_code, interrupt_all, shell_word};
 
 use self::captured::Captured;
@@ -33,6 +34,7 @@ pub struct Cmd {
     command: Command,
     timeout: Duration,
     working: Option<Box<dyn Fn() -> u64>>,
+    held: Option<std::fs::File>,
 }
 
 impl std::fmt::Debug for Cmd {
@@ -66,7 +68,7 @@ impl Cmd {
         let program = program.as_ref().to_owned();
         let mut command = Command::new(&program);
         command.env("LC_ALL", "C").env_remove(crash::VARIABLE).stdin(Stdio::null());
-        Cmd { program, command, timeout: Duration::from_secs(60), working: None }
+        Cmd { program, command, timeout: Duration::from_secs(60), working: None, held: None }
     }
 
     /// Adds one argument.
@@ -95,6 +97,13 @@ impl Cmd {
     #[must_use]
     pub fn while_changes(self, timeout: Duration, look: impl Fn() -> u64 + 'static) -> Self {
         Cmd { timeout, working: Some(Box::new(look)), ..self }
+    }
+
+    /// Keeps a file of ours open for as long as we wait for the program.
+    #[must_use]
+    pub fn holding(mut self, file: std::fs::File) -> Self {
+        self.held = Some(file);
+        self
     }
 
     /// Runs to the end and collects the output, whatever the exit status.
@@ -171,25 +180,6 @@ impl Cmd {
         let mut child = start(&self.program, self.command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         stderr.begin(child.stderr.take());
         Ok(Reading { program: self.program, stdout: child.stdout.take(), child, stderr })
-    }
-
-    /// Starts it to live on after us: in a process group of its own (Ctrl-C at
-    /// the terminal does not reach it), working directory `/`, no input, no
-    /// output, standard error into `log`. No deadline applies.
-    ///
-    /// # Errors
-    /// [`Kind::Unavailable`] when the program cannot be started.
-    pub fn spawn_detached(self, log: std::fs::File) -> Result<Detached> {
-        self.spawn_detached_between(Stdio::null(), Stdio::null(), log)
-    }
-
-    /// As [`spawn_detached`](Self::spawn_detached), with this input and output.
-    ///
-    /// # Errors
-    /// As [`spawn_detached`](Self::spawn_detached).
-    pub fn spawn_detached_between(mut self, input: Stdio, output: Stdio, log: std::fs::File) -> Result<Detached> {
-        let detached = self.command.current_dir("/").process_group(0).stdin(input).stdout(output).stderr(log);
-        start(&self.program, detached).map(Detached)
     }
 
     /// Starts it with a stream as its input and output, and returns the stream's other end; closing that is how the
@@ -370,31 +360,6 @@ fn watch_for_end(child: &Child) -> mpsc::Receiver<()> {
         let _ = sender.send(());
     });
     receiver
-}
-
-/// A program that outlives us. Dropping this leaves it running.
-#[derive(Debug)]
-pub struct Detached(Child);
-
-impl Detached {
-    /// Its process number.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    /// How it ended, if it has; reaps it then.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.0.try_wait().map_err(|error| Error::failed("waiting for a program").because(error))
-    }
-
-    /// Kills and reaps it, whatever stands.
-    pub fn kill(&mut self) {
-        end(&mut self.0);
-    }
 }
 
 fn start(program: &OsStr, command: &mut Command) -> Result<Child> {

@@ -25,6 +25,40 @@ pub fn create_private_dir(path: &Path) -> Result<()> {
         .map_err(|error| explain(error, "making the folder", path))
 }
 
+/// As [`create_private_dir`], in a folder in which nobody else may put anything: whoever could would be in its place
+/// before us. What is there already must be so as well.
+///
+/// # Errors
+/// As [`create_private_dir`]; [`Kind::Refused`] when either is another user's, or open to others.
+pub fn create_guarded_dir(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    create_private_dir(folder)?;
+    ours_alone(folder, 0o022)?;
+    create_private_dir(path)?;
+    ours_alone(path, 0o077)
+}
+
+/// Refuses a folder that is another user's, or lets others do what `closed` says that they may not.
+///
+/// # Errors
+/// [`Kind::Refused`] then, and for what is no folder; when it is not there.
+pub fn ours_alone(path: &Path, closed: u32) -> Result<()> {
+    // A link may be ours and lead anywhere: what counts is where the files will be.
+    let found = fs::metadata(path).map_err(|error| explain(error, "looking at", path))?;
+    let us = rustix::process::geteuid().as_raw();
+    let why = match found.mode() & 0o7777 {
+        _ if !found.is_dir() => "is no folder".to_owned(),
+        _ if found.uid() != us => format!("belongs to another user (uid {}, not {us})", found.uid()),
+        mode if mode & closed != 0 => format!("is open to other users (mode {mode:04o})"),
+        _ => return Ok(()),
+    };
+    let error = Error::refused(format!("'{}' {why}: they could take a guest over", path.display()));
+    Err(match found.is_dir() && found.uid() == us {
+        true => error.hint(format!("close it: chmod go-rwx '{}'", path.display())),
+        false => error.hint("set VIRGA_RUNTIME_DIR to a folder of your own, or to one that is not there yet"),
+    })
+}
+
 /// Makes a folder (and its parents) with the user's usual mode. Existing is success.
 ///
 /// # Errors

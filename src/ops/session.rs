@@ -6,6 +6,7 @@
 //! command does that.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +15,7 @@ use super::{Env, destroy};
 use crate::base::cmd::{Cmd, Detached};
 use crate::base::poll::{self, Deadline};
 use crate::base::{Error, GuestName, Result, SessionId, fs, interrupt, state};
+use crate::config;
 use crate::guest::{self, Entry};
 use crate::session::{self, Session};
 
@@ -117,7 +119,12 @@ pub(super) fn give_up(env: Env<'_>, id: &SessionId) -> Result<()> {
 fn keeper(id: &SessionId) -> Result<Detached> {
     // What it could say nobody would hear: what it cannot remove, the next command tries again, and says so.
     let nowhere = fs::open_or_create(Path::new("/dev/null"))?;
-    Cmd::new("/proc/self/exe").args([KEEP, id.as_str()]).spawn_detached(nowhere)
+    Cmd::new("/proc/self/exe").args([KEEP, id.as_str()]).spawn_knowing(
+        &config::VARIABLES,
+        Stdio::null(),
+        Stdio::null(),
+        nowhere,
+    )
 }
 
 /// What a keeper does: blocks until the session is over, then removes its guests.

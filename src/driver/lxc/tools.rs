@@ -67,7 +67,8 @@ pub(super) fn start(files: &LxcFiles, plan: &GuestPlan) -> Result<()> {
     // What earlier starts said would be taken for what this one says.
     fs::remove_file(&plan.backend_log)?;
     let log = ["-l", "ERROR", "-o"];
-    let started = tool("lxc-start", files).arg("-d").args(log).arg(&plan.backend_log).timeout(PATIENCE).run();
+    let started =
+        tool("lxc-start", files).arg("-d").args(log).arg(&plan.backend_log).timeout(PATIENCE).apart(&[]).run();
     started.map(drop).map_err(|error| {
         if error.kind() != Kind::Failed {
             return error;

@@ -29,8 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(super) fn prepare(plan: &GuestPlan, guest_folder: &Path) -> Result<()> {
     let files = RuntimeFiles::new(&plan.runtime);
     check_length(&files)?;
-    fs::create_private_dir(&plan.runtime).map_err(|error| {
-        error.hint("a login session's folder ends with it, unless 'loginctl enable-linger' keeps it; new guests' sockets go to VIRGA_RUNTIME_DIR")
+    fs::create_guarded_dir(&plan.runtime).map_err(|error| match error.kind() {
+        Kind::Refused => error,
+        _ => error.hint("a login session's folder ends with it, unless 'loginctl enable-linger' keeps it; new guests' sockets go to VIRGA_RUNTIME_DIR"),
     })?;
     fs::write_atomic(&files.label(), guest_folder.as_os_str().as_encoded_bytes(), 0o600)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{args, launch, system};
 use crate::base::cmd::Cmd;
 use crate::base::layout::RuntimeFiles;
-use crate::base::{Arch, Error, Kind, Layout, Result};
+use crate::base::{Arch, Error, Kind, Layout, Result, fs};
 use crate::driver::{Finding, Level, ProbeDepth, kvm};
 
 /// The oldest version that takes `-device` as JSON.
@@ -87,6 +87,10 @@ fn sandbox(path: &Path) -> Finding {
 fn sockets(layout: &Layout) -> Finding {
     // Ids are cut to 8 characters in runtime folders' names.
     match launch::check_length(&RuntimeFiles::new(&layout.runtime("01234567"))) {
+        Ok(()) if layout.runtime_root().exists() => match fs::ours_alone(layout.runtime_root(), 0o022) {
+            Ok(()) => finding("sockets", Level::Ok, layout.runtime_root().display().to_string(), None),
+            Err(error) => finding("sockets", Level::Error, error.to_string(), error.hints().first().copied()),
+        },
         Ok(()) => finding("sockets", Level::Ok, layout.runtime_root().display().to_string(), None),
         Err(error) => finding("sockets", Level::Error, error.to_string(), error.hints().first().copied()),
     }
