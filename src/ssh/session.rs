@@ -11,7 +11,7 @@ pub use crate::base::cmd::{exit_code, shell_word};
 
 use crate::base::cmd::{Cmd, Output, Pipes, interrupt_all};
 use crate::base::poll::{self, Deadline};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Context as _, Error, Kind, Result};
 
 /// The exit code of `ssh` when it was the connection that failed (ssh(1), "EXIT STATUS").
 pub const CHANNEL_FAILED: i32 = 255;
@@ -168,9 +168,74 @@ fn how(target: &SshTarget, style: Style) -> Result<Vec<(&'static str, String)>> 
             ("ServerAliveInterval", "10".into()),
             ("LogLevel", "ERROR".into()),
         ]),
-        Style::User => options.push(("ServerAliveInterval", "30".into())),
+        Style::User => {
+            options.push(("ServerAliveInterval", "30".into()));
+            options.extend(LENT.map(|(key, value)| (key, value.to_owned())));
+        }
     }
     Ok(options)
+}
+
+/// What a user's configuration lends to every machine: a guest is nobody's to trust, and gets it when it is asked for.
+/// What it says of variables is added up, and what it leads to other machines too: that is for [`users_program`].
+const LENT: [(&str, &str); 6] = [
+    ("ForwardAgent", "no"),
+    ("ForwardX11", "no"),
+    ("ForwardX11Trusted", "no"),
+    ("Tunnel", "no"),
+    // A command here, of each connection there.
+    ("PermitLocalCommand", "no"),
+    // The first counts, and there is no way to say none.
+    ("SetEnv", "VIRGA_GUEST=1"),
+];
+
+/// The user's configurations, in `ssh`'s own order.
+const CONFIGURATIONS: [&str; 2] = ["~/.ssh/config", "/etc/ssh/ssh_config"];
+
+/// `ssh` for the user: with their configuration, but for the variables and ports that it leads from every machine to every
+/// other one. `asked` are the options of this command, which count.
+fn users_program(asked: &[String]) -> Result<Cmd> {
+    program_with(&CONFIGURATIONS, asked)
+}
+
+fn program_with(files: &[&str], asked: &[String]) -> Result<Cmd> {
+    use std::os::fd::AsRawFd as _;
+    let making = || "making a configuration for ssh".to_owned();
+    // In memory, and gone with us: `ssh` reads it in `/proc` before anything else.
+    let file = rustix::fs::memfd_create("ssh_config", rustix::fs::MemfdFlags::CLOEXEC).context(making)?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, configuration(files, asked).as_bytes()).context(making)?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let mut program = Cmd::new("ssh").arg("-F").arg(path);
+    if !asked.iter().any(|word| leads_ports(word)) {
+        program = program.args(["-o", "ClearAllForwardings=yes"]);
+    }
+    Ok(program.holding(file))
+}
+
+/// `SendEnv` adds to what was said before, and only what comes last takes from it.
+fn configuration(files: &[&str], asked: &[String]) -> String {
+    let mut text: String = files.iter().map(|file| format!("Include {file}\n")).collect();
+    text.push_str("Match all\n    SendEnv -*\n");
+    for word in asked.iter().filter(|word| !word.contains(char::is_control)) {
+        // As in `-o SendEnv=NAME`, or with blanks around the sign, or instead of it.
+        let word = word.trim_start();
+        if let Some((key, names)) = word.split_at_checked("SendEnv".len())
+            && key.eq_ignore_ascii_case("SendEnv")
+        {
+            let names = names.trim_start().trim_start_matches('=');
+            text.push_str(&format!("    SendEnv {names}\n"));
+        }
+    }
+    text
+}
+
+/// Whether a word of `ssh`'s command line is about ports: then all that were configured stay as well, for only all can be
+/// given up.
+fn leads_ports(word: &str) -> bool {
+    let starts = |key: &str| word.trim_start().get(..key.len()).is_some_and(|start| start.eq_ignore_ascii_case(key));
+    ["-L", "-R", "-D"].iter().any(|option| word.starts_with(option))
+        || ["LocalForward", "RemoteForward", "DynamicForward"].into_iter().any(starts)
 }
 
 /// A path as the value of an option that takes quotes, `%` and `${}` (ssh_config(5), "TOKENS").
@@ -194,7 +259,11 @@ pub fn ssh_command(target: &SshTarget, style: Style, tty: Tty) -> Result<Cmd> {
 fn command_with(target: &SshTarget, style: Style, tty: Tty, asked: &[String]) -> Result<Cmd> {
     // After "--", words of the remote command are never options.
     let end = ["--".into(), target.login.alias.clone().into()];
-    Ok(Cmd::new("ssh").args(arguments(target, style, tty, asked)?).args::<_, OsString>(end))
+    let program = match style {
+        Style::Batch => Cmd::new("ssh"),
+        Style::User => users_program(asked)?,
+    };
+    Ok(program.args(arguments(target, style, tty, asked)?).args::<_, OsString>(end))
 }
 
 fn arguments(target: &SshTarget, style: Style, tty: Tty, asked: &[String]) -> Result<Vec<OsString>> {
@@ -293,8 +362,8 @@ pub fn between(target: &SshTarget, line: &str, pipes: Pipes<'_>) -> Result<ExitS
 /// # Errors
 /// [`Kind::Unavailable`] without `ssh`.
 pub fn interactive_words(target: &SshTarget, words: &[String]) -> Result<i32> {
-    let command =
-        Cmd::new("ssh").args(arguments(target, Style::User, Tty::Auto, &[])?).arg(&target.login.alias).args(words);
+    let program = users_program(words)?.args(arguments(target, Style::User, Tty::Auto, &[])?);
+    let command = program.arg(&target.login.alias).args(words);
     Ok(exit_code(command.interactive().map_err(need_ssh)?))
 }
 

@@ -55,7 +55,8 @@ impl Sshd {
         let file = |name: &str| folder.path().join(name).display().to_string().replace('%', "%%");
         let config = format!(
             "HostKey \"{}\"\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\n\
-             PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n",
+             PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n\
+             AcceptEnv *\nX11Forwarding yes\nPermitTunnel yes\n",
             file("host_ed25519").replace("%%", "%"),
             file("host_ecdsa").replace("%%", "%"),
             file("authorized"),

@@ -139,7 +139,8 @@ fn the_users_configuration_does_not_weaken_ours() {
     let text = "Host *\nStrictHostKeyChecking no\nUserKnownHostsFile /tmp/x\nProxyJump bastion\nRemoteCommand true\n\
                 ControlMaster auto\nControlPath ~/.ssh/%r@%h:%p\nHostKeyAlgorithms ssh-rsa\nVerifyHostKeyDNS yes\n\
                 NoHostAuthenticationForLocalhost yes\nPort 99\nUser nobody\nHostName example\nCanonicalizeHostname always\n\
-                KnownHostsCommand /bin/true\nGlobalKnownHostsFile /tmp/y\nAddKeysToAgent yes\nPKCS11Provider /tmp/z\n\
+                KnownHostsCommand /bin/true\nForwardAgent yes\nForwardX11 yes\n\
+                ForwardX11Trusted yes\nTunnel yes\nPermitLocalCommand yes\nLocalCommand true\nSetEnv SECRET=1\nGlobalKnownHostsFile /tmp/y\nAddKeysToAgent yes\nPKCS11Provider /tmp/z\n\
                 Host virga-test\nCompression yes\n";
     fs::write_new(&hostile, text.as_bytes(), 0o600).unwrap();
     let target = target(&sshd);
@@ -167,6 +168,12 @@ fn the_users_configuration_does_not_weaken_ours() {
         "canonicalizehostname false",
         "identitiesonly yes",
         "addkeystoagent false",
+        "forwardagent no",
+        "forwardx11 no",
+        "forwardx11trusted no",
+        "tunnel false",
+        "permitlocalcommand no",
+        "setenv VIRGA_GUEST=1",
         // That a connection broke is told.
         "loglevel INFO",
         "compression yes",
@@ -234,6 +241,60 @@ fn the_authorized_key_is_offered_whatever_the_agent_holds_and_the_configuration_
     fs::write_atomic(&config, format!("Host virga-*\n{all}").as_bytes(), 0o600).unwrap();
     let output = login(&target, &config);
     assert_eq!(output.text(), "in\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A configuration as people have it for the machines that they trust, an agent with a key in it, and a guest whose root
+/// looks around.
+#[test]
+fn a_guest_gets_nothing_of_the_users_that_was_not_asked_for() {
+    let (sshd, folder) = (Sshd::start(), tempfile::tempdir().unwrap());
+    let (socket, ran, config) = (sshd.path("agent"), folder.path().join("ran"), folder.path().join("config"));
+    let _agent = agent(&socket);
+    ssh_add(&socket, &sshd.user_key.path);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let theirs = format!(
+        "Host *\nForwardAgent yes\nForwardX11 yes\nForwardX11Trusted yes\nSendEnv VIRGA_TEST_*\nTunnel no\n\
+         SetEnv VIRGA_TEST_SET=set\nPermitLocalCommand yes\nLocalCommand touch {}\nRemoteForward {port} {}\n",
+        ran.display(),
+        sshd.addr
+    );
+    fs::write_new(&config, theirs.as_bytes(), 0o600).unwrap();
+    let line = format!(
+        "echo agent=${{SSH_AUTH_SOCK:+$(ssh-add -l | wc -l)}} x=${{DISPLAY:+1}} one=$VIRGA_TEST_ONE \
+         two=$VIRGA_TEST_TWO set=$VIRGA_TEST_SET port=$(bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port} && echo 1' 2>&-)"
+    );
+    let target = target(&sshd);
+    let look = |ssh: Cmd| {
+        let ssh = ssh.env("SSH_AUTH_SOCK", &socket).env("DISPLAY", ":77");
+        let ssh = ssh.env("VIRGA_TEST_ONE", "one").env("VIRGA_TEST_TWO", "two");
+        let output = ssh.args(["-oBatchMode=yes", "--", "virga-test"]).arg(&line).output().unwrap();
+        let said = output.text();
+        assert!(said.starts_with("agent="), "{}", String::from_utf8_lossy(&output.stderr));
+        said.trim_end().to_owned()
+    };
+    let ours = |asked: &[&str]| {
+        let asked: Vec<String> = asked.iter().map(|&word| word.to_owned()).collect();
+        let program = program_with(&[config.to_str().unwrap()], &asked).unwrap();
+        look(program.args(arguments(&target, Style::User, Tty::Never, &asked).unwrap()))
+    };
+    let x = if crate::base::cmd::find("xauth").is_some() { "1" } else { "" };
+
+    // Else this shows nothing.
+    let mut plain = Cmd::new("ssh").arg("-F").arg(&config).arg("-i").arg(&sshd.user_key.path);
+    for (key, value) in whom(&target).unwrap() {
+        plain = plain.arg(format!("-o{key}={value}"));
+    }
+    let plain = plain.args(["-l", &target.login.user]);
+    assert_eq!(look(plain), format!("agent=1 x={x} one=one two=two set=set port=1"));
+    assert!(ran.exists());
+    fs::remove_file(&ran).unwrap();
+
+    assert_eq!(ours(&[]), "agent= x= one= two= set= port=");
+    assert_eq!(ours(&["-A"]), "agent=1 x= one= two= set= port=");
+    assert_eq!(ours(&["-Y"]), format!("agent= x={x} one= two= set= port="));
+    assert_eq!(ours(&["-o", "sendenv = VIRGA_TEST_TWO"]), "agent= x= one= two=two set= port=");
+    assert_eq!(ours(&["-o", "ForwardAgent=yes", "-o", "SetEnv=VIRGA_TEST_SET=x"]), "agent=1 x= one= two= set=x port=");
+    assert!(!ran.exists(), "a command of the user's for another machine");
 }
 
 /// What was asked for on the command line counts, but not against the host key.
