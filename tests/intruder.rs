@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -123,5 +124,57 @@ fn a_folder_that_others_could_use_is_refused() {
     }
     std::fs::remove_dir(&inner).unwrap();
     mode(&root, 0o700);
+    home.assert_nothing_left();
+}
+
+/// Whether a file below the folder has the bytes in it.
+fn is_written(folder: &Path, word: &str) -> bool {
+    let found = Command::new("grep").args(["-rlaF", word]).arg(folder).output().unwrap();
+    !found.stdout.is_empty()
+}
+
+#[test]
+fn a_password_is_written_nowhere() {
+    const WORD: &str = "correct horse battery";
+    let home = Home::with_key();
+    let image = image(&home);
+    let create = |option: &str, value: &str, input: &str| {
+        let mut child = home.virga(["create", "g", "--no-start", "--image", image.to_str().unwrap(), option, value]);
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // One that reads nothing closes it.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    };
+    std::fs::write(home.path("word"), format!("{WORD}\r\n")).unwrap();
+    for (option, value, input) in
+        [("--password", WORD, ""), ("--password-file", "word", ""), ("--password-file", "-", "correct horse battery\n")]
+    {
+        let created = create(option, value, input);
+        let said = text(&created.stderr);
+        assert!(created.status.success(), "{said}");
+        assert_eq!(said.contains("--password-file keeps it out"), option == "--password", "{said}");
+        assert!(!said.contains(WORD) && !is_written(&home.state(), WORD), "{option} {value}");
+        let seed = std::fs::read(home.state().join("guests/g/seed.img")).unwrap();
+        let files = virga::seed::iso::read_iso(&seed).unwrap();
+        let user_data = text(&files.into_iter().find(|(file, _)| file == "user-data").unwrap().1);
+        let hash = user_data.split(['"', '\'', ' ', '\n']).find(|word| word.starts_with("$6$")).expect(&user_data);
+        // As another program makes it.
+        let salt = hash.split('$').nth(2).unwrap();
+        assert_eq!(run("openssl", ["passwd", "-6", "-salt", salt, WORD]).trim(), hash);
+        home.ok(["destroy", "g"]);
+    }
+    for (value, part) in [("nothing-there", "nothing-there"), ("home", "home")] {
+        let failed = create("--password-file", value, "");
+        assert!(failed.status.code() == Some(2) && text(&failed.stderr).contains(part), "{}", text(&failed.stderr));
+    }
+    for wrong in ["", "two\nlines\n"] {
+        let failed = create("--password-file", "-", wrong);
+        assert!(
+            failed.status.code() == Some(2) && text(&failed.stderr).contains("password"),
+            "{}",
+            text(&failed.stderr)
+        );
+    }
+    home.fails(2, ["create", "g", "--password", "x", "--password-file", "word"]);
     home.assert_nothing_left();
 }

@@ -9,7 +9,7 @@ use super::{term, wait};
 use crate::base::nic::{Mac, Network};
 use crate::base::plan::{Forward, Tuning};
 use crate::base::{ByteSize, GuestName, Kind, Result, interrupt};
-use crate::ops::create::CreateRequest;
+use crate::ops::create::{CreateRequest, Password};
 use crate::ops::session::Life;
 use crate::ops::wait::Goal;
 use crate::ops::{Env, create, destroy};
@@ -65,9 +65,13 @@ pub struct GuestArgs {
     /// Your own cloud-init network-config
     #[arg(long, value_name = "FILE", help_heading = "First boot")]
     network_config: Option<PathBuf>,
-    /// Set the user's password and allow it over SSH (visible in the process list: for debugging)
+    /// Set the user's password, plain or as crypt(3) writes it, and allow it over SSH (visible in the process list: for
+    /// debugging)
     #[arg(long, value_name = "PASSWORD", help_heading = "First boot")]
     password: Option<String>,
+    /// The same, read from a file that has it alone on its line
+    #[arg(long, value_name = "FILE", conflicts_with = "password", help_heading = "First boot")]
+    password_file: Option<PathBuf>,
     /// Install packages, separated by commas; may be given several times
     #[arg(long, value_name = "PACKAGE", value_delimiter = ',', help_heading = "First boot")]
     packages: Vec<String>,
@@ -93,7 +97,8 @@ pub struct GuestArgs {
 /// As [`create::create`] and, with `--wait`, [`crate::ops::wait::wait`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     if args.guest.password.is_some() {
-        env.reporter.warn("--password can be read in the process list and in the seed: for debugging only");
+        env.reporter
+            .warn("--password can be read in the process list meanwhile: --password-file keeps it out of there");
     }
     let name = args.name.clone();
     let timeout = args.timeout;
@@ -136,7 +141,7 @@ impl GuestArgs {
             user_data: self.user_data,
             meta_data: self.meta_data,
             network_config: self.network_config,
-            password: self.password,
+            password: self.password.map(Password::Given).or(self.password_file.map(Password::File)),
             packages: self.packages,
             scripts: self.run_script_once,
             scripts_are_shell: false,

@@ -31,6 +31,35 @@ pub use super::origin::{From, InPlace};
 /// Most bytes read of one file that goes into the seed.
 const SEED_FILE_LIMIT: u64 = 16 << 20;
 
+/// Most bytes of a file with a password.
+const PASSWORD_LIMIT: u64 = 4 << 10;
+
+/// Where a password comes from. It is hashed before it is written anywhere.
+#[derive(Clone)]
+pub enum Password {
+    /// It was given, itself or as crypt(3) writes it.
+    Given(String),
+    /// It is in this file, alone on its line.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password")
+    }
+}
+
+impl Password {
+    fn hashed(&self) -> Result<String> {
+        let text = match self {
+            Password::Given(text) => return seed::hashed(text),
+            Password::File(path) => given::read_text(path, PASSWORD_LIMIT, "--password-file")?,
+        };
+        // The end of its line is not the password's.
+        seed::hashed(text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)))
+    }
+}
+
 /// What a guest is to be like. `None` means: as the settings say.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
@@ -55,7 +84,7 @@ pub struct CreateRequest {
     /// The user's own network-config.
     pub network_config: Option<PathBuf>,
     /// Password of the guest's user.
-    pub password: Option<String>,
+    pub password: Option<Password>,
     /// Packages that cloud-init installs.
     pub packages: Vec<String>,
     /// Scripts that cloud-init runs once.
@@ -285,6 +314,7 @@ pub(super) struct Material {
     pub user_data: Vec<seed::UserPart>,
     pub meta_data: Option<Vec<u8>>,
     pub network_config: Option<Vec<u8>>,
+    pub password: Option<String>,
     pub scripts: Vec<seed::Script>,
     pub authorized: authorized::AuthorizedKeys,
 }
@@ -322,6 +352,7 @@ impl Material {
             user_data,
             meta_data: request.meta_data.as_deref().map(|path| read(path, "--meta-data")).transpose()?,
             network_config: request.network_config.as_deref().map(|path| read(path, "--network-config")).transpose()?,
+            password: request.password.as_ref().map(Password::hashed).transpose()?,
             scripts,
             authorized,
         })
@@ -355,7 +386,7 @@ impl Job<'_> {
             cards_have_names: plan.container.is_some(),
             host_keys: host_keys.clone(),
             authorized_keys: material.authorized.keys.clone(),
-            password: request.password.clone(),
+            password: material.password.clone(),
             packages: request.packages.clone(),
             run_scripts_once: material.scripts.clone(),
             user_data,

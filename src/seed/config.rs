@@ -50,7 +50,7 @@ pub(super) fn check(request: &SeedRequest) -> Result<()> {
     request.password.as_deref().map_or(Ok(()), check_password)
 }
 
-fn check_password(password: &str) -> Result<()> {
+pub(super) fn check_password(password: &str) -> Result<()> {
     // chpasswd(8) reads lines; cloud-init reads these two words as "make one up".
     if password.is_empty() || password.chars().any(char::is_control) {
         return Err(Error::usage("the password is empty or has control characters"));

@@ -187,9 +187,10 @@ fn set_password(entry: &mut Map<String, Value>, password: &str) {
     for key in ["lock_passwd", "lock-passwd", "passwd", "hashed_passwd", "plain_text_passwd"] {
         entry.remove(key);
     }
-    // crypt(5): $id$salt$hash.
-    let hashed = password.starts_with('$') && password.matches('$').count() >= 3;
-    entry.insert(if hashed { "passwd" } else { "plain_text_passwd" }.into(), json!(password));
+    entry.insert(
+        if super::password::is_hashed(password) { "passwd" } else { "plain_text_passwd" }.into(),
+        json!(password),
+    );
     entry.insert("lock_passwd".into(), json!(false));
 }
 

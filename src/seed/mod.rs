@@ -22,6 +22,7 @@ mod message;
 mod meta_data;
 mod mime;
 mod part;
+mod password;
 mod rename;
 mod settings;
 mod unpack;
@@ -37,6 +38,7 @@ use crate::base::{GuestName, Result};
 use settings::Config;
 
 pub use copy::copy_part;
+pub use password::hashed;
 pub use rename::{renamed, renamed_in};
 pub use warm::{renewal_part, user_part, why_cold};
 
@@ -58,7 +60,7 @@ pub struct SeedRequest {
     pub host_keys: Vec<HostKey>,
     /// Lines of `authorized_keys`, with options if they have any.
     pub authorized_keys: Vec<String>,
-    /// Password of the login user, plain or as crypt(3) writes it; allows SSH logins with passwords.
+    /// Password of the login user, [`hashed`]; allows SSH logins with passwords.
     pub password: Option<String>,
     /// Packages to install on first boot.
     pub packages: Vec<String>,

@@ -14,7 +14,7 @@ use crate::base::plan::Tuning;
 use crate::base::{Arch, BackendName, ByteSize, Error, GuestName, Kind, Result, given, interrupt};
 use crate::cli::args::value;
 use crate::cli::term;
-use crate::ops::create::{CreateRequest, From, MachineRequest};
+use crate::ops::create::{CreateRequest, From, MachineRequest, Password};
 use crate::ops::session::Life;
 use crate::ops::uvt::create::{Wish, create};
 use crate::ops::uvt::guests::{self, Entry};
@@ -265,7 +265,7 @@ fn make(args: CreateArgs) -> Result<()> {
         user_data: args.user_data.into_iter().collect(),
         meta_data: args.meta_data,
         network_config: args.network_config,
-        password: args.password,
+        password: args.password.map(Password::Given),
         packages: args.packages.into_iter().filter(|package| !package.is_empty()).collect(),
         scripts: args.run_script_once,
         scripts_are_shell: true,
