@@ -350,6 +350,9 @@ fn the_first_sync_of_an_old_stream_is_spoken_of() {
     assert!(output.status.success() && said.contains("more than 45 days ago") && said.contains("max-age"), "{said}");
     sign(40);
     assert!(!text(&home.output(args).stderr).contains("days ago"));
+    // It ends a moment after it was told to.
+    run("gpgconf", ["--homedir", gpg.to_str().unwrap(), "--kill", "gpg-agent"]);
+    wait_for("gpg's agent to end", Duration::from_secs(60), || home.processes().is_empty());
 }
 
 #[test]

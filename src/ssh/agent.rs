@@ -1,7 +1,7 @@
 //! Asking an SSH agent which keys it holds
 //! (draft-ietf-sshm-ssh-agent, section 3.5: `SSH_AGENTC_REQUEST_IDENTITIES`).
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -44,10 +44,14 @@ fn list_within(socket: &Path, patience: Duration) -> Result<Vec<AgentKey>> {
     let (sender, receiver) = mpsc::channel();
     let path: PathBuf = socket.to_owned();
     std::thread::spawn(move || sender.send(ask(&path, patience)));
-    let answer = receiver
-        .recv_timeout(patience)
-        .map_err(|_| silent(socket))?
-        .context(|| format!("asking the SSH agent at '{}'", socket.display()))?;
+    let answer = match receiver.recv_timeout(patience) {
+        Err(_) => return Err(silent(socket)),
+        // Its thread's limit passed before this one woke.
+        Ok(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            return Err(silent(socket));
+        }
+        Ok(answer) => answer.context(|| format!("asking the SSH agent at '{}'", socket.display()))?,
+    };
     parse(&answer).ok_or_else(|| Error::failed(format!("the SSH agent at '{}' answers nonsense", socket.display())))
 }
 

@@ -251,12 +251,14 @@ fn a_guest_gets_nothing_of_the_users_that_was_not_asked_for() {
     let (socket, ran, config) = (sshd.path("agent"), folder.path().join("ran"), folder.path().join("config"));
     let _agent = agent(&socket);
     ssh_add(&socket, &sshd.user_key.path);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let [port, service] = ["127.0.0.1:0"; 2].map(|addr| std::net::TcpListener::bind(addr).unwrap());
+    let (port, led_to) = (port.local_addr().unwrap().port(), service.local_addr().unwrap());
+    // One that hangs up: ssh stays until all that it leads is closed.
+    std::thread::spawn(move || service.incoming().for_each(drop));
     let theirs = format!(
         "Host *\nForwardAgent yes\nForwardX11 yes\nForwardX11Trusted yes\nSendEnv VIRGA_TEST_*\nTunnel no\n\
-         SetEnv VIRGA_TEST_SET=set\nPermitLocalCommand yes\nLocalCommand touch {}\nRemoteForward {port} {}\n",
-        ran.display(),
-        sshd.addr
+         SetEnv VIRGA_TEST_SET=set\nPermitLocalCommand yes\nLocalCommand touch {}\nRemoteForward {port} {led_to}\n",
+        ran.display()
     );
     fs::write_new(&config, theirs.as_bytes(), 0o600).unwrap();
     let line = format!(
