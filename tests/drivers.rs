@@ -68,6 +68,7 @@ fn table() -> String {
         Reached::Address => "the guest's address".into(),
     });
     table += &row("first card, unless told otherwise", &all, |c| format!("`{}`", c.default_network));
+    table += &row("`--network user` keeps the guest from its host", &all, |c| ability(c.host_closed));
     table += &row("the console is logged", &all, |c| yes(c.console_log));
     table += &row("templates, `create --warm`", &all, |c| yes(c.memory_snapshots));
     table += &row("a saved guest's memory is kept by", &all, |c| match c.saved_in {

@@ -79,6 +79,8 @@ fn who_outlives_a_command_knows_nothing_of_its_caller() {
     assert_eq!((home.machines(), home.keepers().len(), consoles), (1, 1, 1), "{:?}", home.processes());
     assert_eq!(knowing(&token, &secret), Vec::<String>::new());
     home.ok(["destroy", "g"]);
+    // It goes by itself, a moment later.
+    wait_for("the end of the session's keeper", support::LONG, || home.keepers().is_empty());
     home.assert_nothing_left();
 }
 

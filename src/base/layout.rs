@@ -517,6 +517,12 @@ impl RuntimeFiles {
         self.folder.join("renewal")
     }
 
+    /// The socket at which QEMU hands over what the guest sends.
+    #[must_use]
+    pub fn frames(&self) -> PathBuf {
+        self.folder.join("frames")
+    }
+
     /// The socket of the guest's TPM.
     #[must_use]
     pub fn tpm(&self) -> PathBuf {

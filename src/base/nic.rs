@@ -18,13 +18,18 @@ pub struct Nic {
     pub network: Network,
 }
 
-/// What a card is plugged into. Text form: `user`, `nat`, `network=NAME`, `bridge=NAME`.
+/// What a card is plugged into. Text form: `user`, `full`, `none`, `nat`, `network=NAME`, `bridge=NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Network {
-    /// A network of the guest's own, in user space: it gets out, and in come only forwarded ports. Needs no privileges.
+    /// A network of the guest's own, in user space: it reaches the world and not its host, and in come only forwarded
+    /// ports. Needs no privileges.
     #[default]
     User,
+    /// The same, and the host's services are reached as well, those of its loopback too.
+    Full,
+    /// The same, and nothing is reached: forwarded ports lead in.
+    None,
     /// The daemon's default network, with addresses by DHCP.
     Nat,
     /// A network that the daemon knows by this name.
@@ -33,17 +38,27 @@ pub enum Network {
     Bridge(BackendName),
 }
 
+impl Network {
+    /// Whether it is the guest's own, in user space: its ports are reached by ports of the host.
+    #[must_use]
+    pub fn in_user_space(&self) -> bool {
+        matches!(self, Network::User | Network::Full | Network::None)
+    }
+}
+
 impl FromStr for Network {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         match (text, text.split_once('=')) {
             ("user", _) => Ok(Network::User),
+            ("full", _) => Ok(Network::Full),
+            ("none", _) => Ok(Network::None),
             ("nat", _) => Ok(Network::Nat),
             (_, Some(("network", name))) => Ok(Network::Named(name.parse()?)),
             (_, Some(("bridge", name))) => Ok(Network::Bridge(name.parse()?)),
             _ => Err(Error::usage(format!("{} is not a network", quoted(text)))
-                .hint("one of: user, nat, network=NAME, bridge=NAME")),
+                .hint("one of: user, full, none, nat, network=NAME, bridge=NAME")),
         }
     }
 }
@@ -52,6 +67,8 @@ impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Network::User => f.pad("user"),
+            Network::Full => f.pad("full"),
+            Network::None => f.pad("none"),
             Network::Nat => f.pad("nat"),
             Network::Named(name) => write!(f, "network={name}"),
             Network::Bridge(name) => write!(f, "bridge={name}"),

@@ -1,6 +1,7 @@
 //! `virga console`.
 
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -56,12 +57,23 @@ pub struct KeepArgs {
     console: PathBuf,
     /// The backend's own log
     backend: PathBuf,
+    /// How many cards there are whose frames come at the socket that is standard output
+    cards: Option<usize>,
 }
 
-/// Keeps the last of what comes from standard input, to its end. Nobody hears what it could say.
+/// Keeps the last of what comes from standard input, to its end, and judges frames for as long. Nobody hears what it could
+/// say.
 pub fn keep(args: &KeepArgs) -> ExitCode {
+    let judge = args.cards.and_then(|cards| {
+        let frames = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
+        Some(std::thread::spawn(move || crate::driver::judge_frames(frames, cards)))
+    });
     match crate::driver::keep_console(std::io::stdin().lock(), &args.console, &args.backend) {
+        // The input has ended, because QEMU has.
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(error.kind().exit_code()),
+        Err(error) => {
+            let _ = judge.map(std::thread::JoinHandle::join);
+            ExitCode::from(error.kind().exit_code())
+        }
     }
 }

@@ -43,8 +43,8 @@ pub struct GuestArgs {
     /// Add an empty disk; may be given several times
     #[arg(long, value_parser = disk, value_name = "SIZE", help_heading = "Machine")]
     ephemeral_disk: Vec<ByteSize>,
-    /// What a network card is plugged into: user, nat, network=NAME or bridge=NAME; each one adds a card
-    /// [default: what suits the driver]
+    /// What a network card is plugged into: user (reaches the world, not this host), full (and this host), none (nothing:
+    /// forwarded ports lead in), nat, network=NAME or bridge=NAME; each one adds a card [default: what suits the driver]
     #[arg(long, value_parser = value::<Network>, value_name = "NETWORK", help_heading = "Machine")]
     network: Vec<Network>,
     /// Address of a network card; may be given several times, in the cards' order [default: made up]

@@ -27,7 +27,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use self::carry::Content;
-pub use self::qemu::keeper::{VERB as KEEP_CONSOLE, keep as keep_console};
+pub use self::qemu::keeper::{VERB as KEEP_CONSOLE, judge as judge_frames, keep as keep_console};
 pub use self::session::{Ability, Autostart, Details, Exec, SavedIn, Session, Snapshot, Viewer};
 use crate::base::nic::Network;
 use crate::base::plan::{Daemon, Disk, DriverKind, Forward};
@@ -308,6 +308,8 @@ pub struct Capabilities {
     pub reached: Reached,
     /// What a guest's card is plugged into unless the user says.
     pub default_network: Network,
+    /// Whether a guest on the network `user` is kept from its host.
+    pub host_closed: Ability,
     /// Whether the console is logged; without it a failed wait shows none.
     pub console_log: bool,
     /// Whether a running guest's memory can be saved into files of ours: templates are made of those.

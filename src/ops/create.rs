@@ -18,7 +18,7 @@ use crate::base::poll::Laps;
 use crate::base::undo::Undo;
 use crate::base::{ByteSize, Error, GuestName, GuestPlan, Kind, Result, SessionId, given, interrupt};
 use crate::disk;
-use crate::driver::{Begin, Driver, Storage};
+use crate::driver::{Ability, Begin, Driver, Storage};
 use crate::guest::{self, Held, Phase, Record};
 use crate::pool::Turns;
 use crate::seed::{self, Seed, SeedRequest};
@@ -142,7 +142,22 @@ pub fn create(env: Env<'_>, request: &CreateRequest) -> Result<Created> {
     if let (Err(_), Some(session)) = (&made, &job.session) {
         session::give_up(env, session)?;
     }
+    if let Ok(created) = &made {
+        open_to_guest(env, driver.as_ref(), &created.record.plan);
+    }
     made
+}
+
+/// Says of a guest on a network of its own that it reaches its host.
+fn open_to_guest(env: Env<'_>, driver: &dyn Driver, plan: &GuestPlan) {
+    let closed = driver.capabilities().host_closed == Ability::Yes;
+    let open = |nic: &&Nic| nic.network == Network::Full || (nic.network == Network::User && !closed);
+    if let Some(nic) = plan.nics.iter().find(open) {
+        env.reporter.note(&format!(
+            "'{}' reaches the services of this host by its network '{}', those on 127.0.0.1 too",
+            plan.name, nic.network
+        ));
+    }
 }
 
 /// All that is needed to make the guest.

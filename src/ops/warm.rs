@@ -95,7 +95,7 @@ fn why_cold(job: &Job<'_>) -> Result<Vec<String>> {
     if request.meta_data.is_some() {
         reasons.push("meta-data of your own is for the first boot".into());
     }
-    if request.networks.iter().any(|network| *network != Network::User) || request.networks.len() > 1 {
+    if !request.networks.iter().all(Network::in_user_space) || request.networks.len() > 1 {
         reasons.push("a saved machine has one card, on a network of its own".into());
     }
     if request.network_config.is_some() {

@@ -199,7 +199,7 @@ fn card(nic: &Nic, number: usize) -> Result<Option<Value>> {
         Network::Bridge(bridge) => {
             Ok(Some(json!({"type": "nic", "name": name, "nictype": "bridged", "parent": bridge.as_str()})))
         }
-        Network::User => {
+        Network::User | Network::Full | Network::None => {
             Err(Error::new(Kind::Unsupported, "containers of the incus driver have no network of their own")
                 .hint("one of: nat, network=NAME, bridge=NAME"))
         }

@@ -296,6 +296,7 @@ impl Driver for Incus {
             seed: SeedIn::Folder,
             reached: Reached::Address,
             default_network: Network::Nat,
+            host_closed: Ability::No("Incus plugs containers into networks of the host's"),
             console_log: true,
             memory_snapshots: false,
             saved_in: SavedIn::Nobody("a container's memory cannot be written out"),

@@ -8,7 +8,6 @@ use virt::domain::Domain;
 use super::connection::doing;
 use super::domain::SSH;
 use super::raw::{self, Card, Source};
-use crate::base::nic::Network;
 use crate::base::plan::Forward;
 use crate::base::{Error, GuestPlan, Result};
 
@@ -27,7 +26,7 @@ pub(super) fn endpoint(domain: &Domain, plan: &GuestPlan) -> Result<Option<Socke
 
 /// Whether the guest is reached by ports of the host.
 pub(super) fn in_user_space(plan: &GuestPlan) -> bool {
-    plan.nics.first().is_some_and(|nic| nic.network == Network::User)
+    plan.nics.first().is_some_and(|nic| nic.network.in_user_space())
 }
 
 /// All addresses by which a running domain is reached, best first: those of

@@ -68,7 +68,7 @@ impl Definition<'_> {
             .has(label::metadata(plan, self.state))
             .has(element("memory").with("unit", "b").text(plan.memory.0.to_string()))
             .has(element("vcpu").text(plan.cpus.to_string()));
-        if plan.nics.iter().any(|nic| nic.network == Network::User) {
+        if plan.nics.iter().any(|nic| nic.network.in_user_space()) {
             // passt shares the guest's memory.
             let shared = element("access").with("mode", "shared");
             domain = domain.has(element("memoryBacking").has(element("source").with("type", "memfd")).has(shared));
@@ -197,7 +197,7 @@ impl Definition<'_> {
             Network::Nat => plugged("network", "default").has(model),
             Network::Named(name) => plugged("network", name.as_str()).has(model),
             Network::Bridge(name) => plugged("bridge", name.as_str()).has(model),
-            Network::User => {
+            Network::User | Network::Full | Network::None => {
                 let card = interface("user").has(model).has(element("backend").with("type", "passt"));
                 if first { card.all(self.forwards()) } else { card }
             }

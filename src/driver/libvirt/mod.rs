@@ -191,6 +191,9 @@ impl Driver for Libvirt {
             seed: SeedIn::Image,
             reached: if session { Reached::LoopbackPort } else { Reached::Address },
             default_network: if session { Network::User } else { Network::Nat },
+            host_closed: Ability::No(
+                "libvirt has no setting for that: its passt leads the gateway's address to the host",
+            ),
             console_log: is_local(&self.daemon.uri),
             memory_snapshots: false,
             saved_in: SavedIn::Backend,
@@ -241,6 +244,10 @@ impl Driver for Libvirt {
                 "a guest whose first card is not on the network 'user' has its own address: no port is forwarded",
             )
             .hint("leave out '--port', or put its first card on '--network user'"));
+        }
+        if plan.nics.iter().any(|nic| nic.network == Network::None) {
+            return Err(Error::new(Kind::Unsupported, "libvirt has no network 'none'")
+                .hint("the qemu driver has; or name one of libvirt's that is isolated: '--network network=NAME'"));
         }
         let connection = self.connection(plan)?;
         // Before its volumes: they are found again by it.

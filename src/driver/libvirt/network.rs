@@ -39,7 +39,7 @@ pub(super) fn ready(connection: &Connect, uri: &str, plan: &GuestPlan) -> Result
         match &nic.network {
             Network::Nat => start(connection, uri, DEFAULT)?,
             Network::Named(name) => start(connection, uri, name.as_str())?,
-            Network::User | Network::Bridge(_) => {}
+            Network::User | Network::Full | Network::None | Network::Bridge(_) => {}
         }
     }
     Ok(())

@@ -65,7 +65,7 @@ pub(super) fn bridge(nic: &Nic) -> Result<&str> {
     match &nic.network {
         Network::Nat => Ok(BRIDGE),
         Network::Bridge(name) => Ok(name.as_str()),
-        Network::User => {
+        Network::User | Network::Full | Network::None => {
             Err(Error::new(Kind::Unsupported, "containers of the lxc driver have no network of their own")
                 .hint("one of: nat, bridge=NAME"))
         }

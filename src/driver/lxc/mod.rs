@@ -137,6 +137,7 @@ impl Driver for Lxc {
             seed: SeedIn::Folder,
             reached: Reached::Address,
             default_network: Network::Nat,
+            host_closed: Ability::No("LXC plugs containers into bridges of the host's"),
             console_log: true,
             memory_snapshots: false,
             saved_in: SavedIn::Nobody("a container's memory cannot be written out"),

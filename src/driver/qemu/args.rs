@@ -11,6 +11,7 @@ use sha2::Digest as _;
 use super::{network, system};
 use crate::base::layout::RuntimeFiles;
 use crate::base::name::hex;
+use crate::base::nic::Network;
 use crate::base::plan::{Disk, DiskFormat, Layer};
 use crate::base::platform::Firmware;
 use crate::base::{Arch, Error, GuestName, GuestPlan, Result};
@@ -127,7 +128,8 @@ fn cards(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) -> Result<()> {
     const SPARE: &str = "user,id=spare,restrict=on";
     if network::in_user_space(plan) {
         // Port 0: QEMU picks the SSH port and tells it (`info usernet`), so no two guests can race for one.
-        let mut netdev = format!("user,id={NETDEV},restrict=off,hostfwd=tcp:127.0.0.1:0-:22");
+        let first = plan.nics.first().map_or(&Network::User, |nic| &nic.network);
+        let mut netdev = format!("{},hostfwd=tcp:127.0.0.1:0-:22", own_network(NETDEV, first));
         for forward in &plan.forwards {
             netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
         }
@@ -150,11 +152,34 @@ fn cards(plan: &GuestPlan, begin: Begin<'_>, args: &mut Args) -> Result<()> {
             }
             // The first one stands above.
             None if number > 0 => {
-                args.add("-netdev", format!("user,id={id},restrict=off"));
+                args.add("-netdev", own_network(&id, &nic.network));
             }
             None => {}
         }
         args.device(card);
+    }
+    judges(plan, args)
+}
+
+/// A network of QEMU's own. With `restrict` only forwarded ports lead through it.
+fn own_network(id: &str, network: &Network) -> String {
+    let restrict = if *network == Network::None { "on" } else { "off" };
+    format!("user,id={id},restrict={restrict}")
+}
+
+/// The way of what the guest sends leads through whoever judges it (`egress.rs`). QEMU asks the last filter first; what
+/// comes back begins behind the one that it comes back by.
+fn judges(plan: &GuestPlan, args: &mut Args) -> Result<()> {
+    let path = comma(text(&RuntimeFiles::new(&plan.runtime).frames())?);
+    for number in network::judged(plan) {
+        for way in ["out", "back"] {
+            // They are told apart by this order.
+            args.add("-chardev", format!("socket,id={way}{number},path={path}"));
+        }
+        for (way, end) in [("back", "indev"), ("out", "outdev")] {
+            let id = format!("{way}{number}");
+            args.add("-object", format!("filter-redirector,id=judge-{id},netdev=net{number},queue=rx,{end}={id}"));
+        }
     }
     Ok(())
 }

@@ -4,11 +4,15 @@
 //! writes to a pipe, its standard output, and at the other end is one process a guest, which ends when QEMU does, because
 //! then the pipe is closed. Nothing else ends it but a kill: then what the guest writes is dropped, and the guest runs on.
 //! It has both logs open and makes no file, so that the guest's folder can be moved and removed under it.
+//!
+//! It also judges what the guest sends (`egress.rs`), for that needs somebody who lives as long as the guest: the socket is
+//! its standard output.
 
 use std::fs::File;
 use std::io::{PipeWriter, Read, Result as IoResult};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,7 +20,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FallocateFlags;
 
+use super::{egress, network};
 use crate::base::cmd::Cmd;
+use crate::base::layout::RuntimeFiles;
 use crate::base::poll::{self, Deadline};
 use crate::base::{Context as _, Error, GuestPlan, Result, fs};
 
@@ -47,11 +53,19 @@ const PROGRAM: &[&str] = &["sh", "-c", "exec cat >>\"$1\"", "keeper"];
 /// # Errors
 /// When it cannot be started.
 pub(super) fn start(plan: &GuestPlan) -> Result<PipeWriter> {
+    let cards = network::judged(plan).len();
     let (reader, writer) = std::io::pipe().context(|| "making a pipe for the guest's console".into())?;
     // What it could say nobody would hear.
     let nowhere = fs::open_or_create(Path::new("/dev/null"))?;
-    let keeper = Cmd::new(PROGRAM[0]).args(&PROGRAM[1..]).arg(&plan.console_log).arg(&plan.backend_log);
-    keeper.spawn_detached_between(reader.into(), Stdio::null(), nowhere)?;
+    let mut keeper = Cmd::new(PROGRAM[0]).args(&PROGRAM[1..]).arg(&plan.console_log).arg(&plan.backend_log);
+    let mut frames = Stdio::null();
+    if cards > 0 {
+        let path = RuntimeFiles::new(&plan.runtime).frames();
+        let listener = UnixListener::bind(&path).context(|| format!("making the socket '{}'", path.display()))?;
+        keeper = keeper.arg(cards.to_string());
+        frames = OwnedFd::from(listener).into();
+    }
+    keeper.spawn_detached_between(reader.into(), frames, nowhere)?;
     Ok(writer)
 }
 
@@ -63,7 +77,16 @@ pub(super) fn settled(plan: &GuestPlan) {
     let _ = poll::until(&Deadline::after(PATIENCE), Duration::from_millis(1), free);
 }
 
-/// What a keeper does: reads `input` to its end, and keeps the last of it in `console`; of `backend`, into which another
+/// What a keeper does for a guest's cards: lets what the guest sends pass, or not, until QEMU ends. At `frames` QEMU
+/// connects.
+///
+/// # Errors
+/// When the sockets fail.
+pub fn judge(frames: OwnedFd, cards: usize) -> Result<()> {
+    egress::judge(frames.into(), cards).map_err(|error| Error::failed("judging what a guest sends").because(error))
+}
+
+/// What a keeper does for a guest's console: reads `input` to its end, and keeps the last of it in `console`; of `backend`, into which another
 /// program writes, the last as well. Holds the first one's lock.
 ///
 /// # Errors

@@ -111,7 +111,9 @@ fn said(plan: &GuestPlan) -> Result<u64> {
 /// # Errors
 /// When a file cannot be removed.
 pub(super) fn clear(files: &RuntimeFiles) -> Result<()> {
-    [files.qmp(), files.console(), files.renewal(), files.pid()].iter().try_for_each(|path| fs::remove_file(path))
+    [files.qmp(), files.console(), files.renewal(), files.frames(), files.pid()]
+        .iter()
+        .try_for_each(|path| fs::remove_file(path))
 }
 
 fn answers(plan: &GuestPlan, files: &RuntimeFiles, child: &mut Detached, begin: Begin<'_>) -> Result<String> {

@@ -7,6 +7,7 @@
 //! used: it forks after the sandbox is up, which then may not forbid forking.
 
 mod args;
+mod egress;
 mod fingerprint;
 mod firmware;
 pub(super) mod keeper;
@@ -137,6 +138,7 @@ impl Driver for Qemu {
             reached: Reached::LoopbackPort,
             console_log: true,
             default_network: Network::User,
+            host_closed: Ability::Yes,
             memory_snapshots: true,
             saved_in: SavedIn::OurFile,
             own_clock: true,

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
-use crate::base::nic::Network;
+use crate::base::nic::{Network, Nic};
 use crate::base::plan::Forward;
 use crate::base::{Error, GuestPlan, Kind, Result};
 
@@ -62,13 +62,19 @@ pub(super) fn assign(plan: &GuestPlan, mut actual: Vec<Forward>) -> Result<(u16,
 
 /// Whether the guest is reached by ports of the host.
 pub(super) fn in_user_space(plan: &GuestPlan) -> bool {
-    plan.nics.first().is_none_or(|nic| nic.network == Network::User)
+    plan.nics.first().is_none_or(|nic| nic.network.in_user_space())
+}
+
+/// The cards whose guest reaches the world and not the host, by their numbers (`egress.rs`).
+pub(super) fn judged(plan: &GuestPlan) -> Vec<usize> {
+    let judged = |(number, nic): (usize, &Nic)| (nic.network == Network::User).then_some(number);
+    plan.nics.iter().enumerate().filter_map(judged).collect()
 }
 
 /// The bridge that a card is plugged into; `None` for one in user space.
 pub(super) fn bridge(network: &Network) -> Option<&str> {
     match network {
-        Network::User | Network::Named(_) => None,
+        Network::User | Network::Full | Network::None | Network::Named(_) => None,
         Network::Nat => Some(LIBVIRTS_BRIDGE),
         Network::Bridge(name) => Some(name.as_str()),
     }

@@ -89,7 +89,10 @@ fn sockets(layout: &Layout) -> Finding {
     match launch::check_length(&RuntimeFiles::new(&layout.runtime("01234567"))) {
         Ok(()) if layout.runtime_root().exists() => match fs::ours_alone(layout.runtime_root(), 0o022) {
             Ok(()) => finding("sockets", Level::Ok, layout.runtime_root().display().to_string(), None),
-            Err(error) => finding("sockets", Level::Error, error.to_string(), error.hints().first().copied()),
+            Err(error) => {
+                let found = finding("sockets", Level::Error, error.to_string(), error.hints().first().copied());
+                Finding { kind: error.kind(), ..found }
+            }
         },
         Ok(()) => finding("sockets", Level::Ok, layout.runtime_root().display().to_string(), None),
         Err(error) => finding("sockets", Level::Error, error.to_string(), error.hints().first().copied()),

@@ -24,7 +24,7 @@ pub(super) fn plan(name: &str, folder: &Path, runtime: &Path) -> GuestPlan {
         accel: Accel::Tcg,
         disks: vec![Disk::own(folder.join("disk.qcow2"), ByteSize(64 << 20), vec![])],
         seed: None,
-        nics: vec![Nic { mac: Mac::generate().unwrap(), network: Network::User }],
+        nics: vec![Nic { mac: Mac::generate().unwrap(), network: Network::Full }],
         forwards: vec![],
         host_keys: vec![],
         console_log: folder.join("console.log"),

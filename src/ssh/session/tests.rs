@@ -272,6 +272,10 @@ fn a_guest_gets_nothing_of_the_users_that_was_not_asked_for() {
         let output = ssh.args(["-oBatchMode=yes", "--", "virga-test"]).arg(&line).output().unwrap();
         let said = output.text();
         assert!(said.starts_with("agent="), "{}", String::from_utf8_lossy(&output.stderr));
+        // The server ends a moment after the client, and what it led with it.
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            crate::base::poll::sleep(std::time::Duration::from_millis(10));
+        }
         said.trim_end().to_owned()
     };
     let ours = |asked: &[&str]| {

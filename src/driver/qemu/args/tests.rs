@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use super::super::tests::plan;
 use super::*;
+use crate::base::nic::{Mac, Nic};
 use crate::base::plan::Forward;
 use crate::driver::accel::Accelerator;
 
@@ -73,6 +74,46 @@ fn what_every_guest_has() {
     assert!(args.iter().all(|arg| !arg.contains("0.0.0.0") && arg != "-daemonize"));
     let kvm = argv(&plan, Accelerator::Kvm, Begin::Boot).unwrap();
     assert!(values(&kvm, "-cpu").eq(["host"]) && values(&kvm, "-accel").eq(["kvm"]));
+}
+
+/// What the guest sends goes out to the judge and comes back behind it: the last filter is asked first.
+#[test]
+fn cards_and_their_judges() {
+    let mut plan = plan("web", Path::new("/g"), Path::new("/r,un"));
+    let card = |network: Network| Nic { mac: Mac::generate().unwrap(), network };
+    let said = |plan: &GuestPlan| {
+        let args = argv(plan, Accelerator::Tcg, Begin::Boot).unwrap();
+        let all = |flag, what: &str| -> Vec<String> {
+            values(&args, flag).filter(|value| value.contains(what)).map(str::to_owned).collect()
+        };
+        (all("-netdev", "restrict="), all("-chardev", "/frames"), all("-object", "filter-"))
+    };
+    plan.nics = vec![card(Network::User), card(Network::Full), card(Network::None), card(Network::User)];
+    let (networks, sockets, filters) = said(&plan);
+    let networks: Vec<&str> = networks.iter().map(|value| value.split(",hostfwd").next().unwrap()).collect();
+    assert_eq!(
+        networks,
+        [
+            "user,id=spare,restrict=on",
+            "user,id=net0,restrict=off",
+            "user,id=net1,restrict=off",
+            "user,id=net2,restrict=on",
+            "user,id=net3,restrict=off"
+        ]
+    );
+    assert_eq!(sockets, ["out0", "back0", "out3", "back3"].map(|id| format!("socket,id={id},path=/r,,un/frames")));
+    assert_eq!(
+        filters[..2],
+        [
+            "filter-redirector,id=judge-back0,netdev=net0,queue=rx,indev=back0",
+            "filter-redirector,id=judge-out0,netdev=net0,queue=rx,outdev=out0"
+        ]
+    );
+    assert!(filters.len() == 4 && filters[3].contains("netdev=net3,queue=rx,outdev=out3"), "{filters:?}");
+    plan.nics = vec![card(Network::None)];
+    let (networks, sockets, filters) = said(&plan);
+    assert!(networks[1].starts_with("user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"), "{networks:?}");
+    assert!(sockets.is_empty() && filters.is_empty());
 }
 
 #[test]
