@@ -251,8 +251,11 @@ fn a_guest_gets_nothing_of_the_users_that_was_not_asked_for() {
     let (socket, ran, config) = (sshd.path("agent"), folder.path().join("ran"), folder.path().join("config"));
     let _agent = agent(&socket);
     ssh_add(&socket, &sshd.user_key.path);
-    let [port, service] = ["127.0.0.1:0"; 2].map(|addr| std::net::TcpListener::bind(addr).unwrap());
-    let (port, led_to) = (port.local_addr().unwrap().port(), service.local_addr().unwrap());
+    let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // Free again at once: the server takes it.
+    let port = listen().local_addr().unwrap().port();
+    let service = listen();
+    let led_to = service.local_addr().unwrap();
     // One that hangs up: ssh stays until all that it leads is closed.
     std::thread::spawn(move || service.incoming().for_each(drop));
     let theirs = format!(
