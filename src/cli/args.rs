@@ -12,6 +12,7 @@ use crate::base::plan::{Accel, DriverChoice};
 use crate::base::platform::Firmware;
 use crate::base::{Arch, BackendName, ByteSize, Error};
 use crate::ops::create::{self, MachineRequest};
+use crate::ops::publish::SignWith;
 use crate::ops::sync::FromSources;
 
 /// `--format`.
@@ -44,6 +45,25 @@ pub struct TrustArgs {
     /// Take metadata that is older than what was verified last, or than the source allows
     #[arg(long)]
     allow_older: bool,
+}
+
+/// The keys that sign a stream.
+#[derive(Args, Clone, Debug)]
+pub struct SignArgs {
+    /// A key to sign with; made when the file is absent and the stream is not signed yet. May be given several times:
+    /// all of them sign
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+    /// A key that GnuPG signs with, on a smart card or in its agent: a fingerprint or an address. May be given several
+    /// times
+    #[arg(long, value_name = "KEY")]
+    sign_with: Vec<String>,
+}
+
+impl From<SignArgs> for SignWith {
+    fn from(args: SignArgs) -> Self {
+        SignWith { files: args.key, gnupg: args.sign_with }
+    }
 }
 
 impl FromArgs {

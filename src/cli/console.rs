@@ -64,15 +64,17 @@ pub struct KeepArgs {
 /// Keeps the last of what comes from standard input, to its end, and judges frames for as long. Nobody hears what it could
 /// say.
 pub fn keep(args: &KeepArgs) -> ExitCode {
-    let judge = args.cards.and_then(|cards| {
-        let frames = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
-        Some(std::thread::spawn(move || crate::driver::judge_frames(frames, cards)))
-    });
-    match crate::driver::keep_console(std::io::stdin().lock(), &args.console, &args.backend) {
-        // The input has ended, because QEMU has.
+    if let Some(cards) = args.cards
+        && let Ok(frames) = std::io::stdout().as_fd().try_clone_to_owned()
+    {
+        std::thread::spawn(move || crate::driver::judge_frames(frames, cards));
+    }
+    let mut input = std::io::stdin().lock();
+    match crate::driver::keep_console(&mut input, &args.console, &args.backend) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = judge.map(std::thread::JoinHandle::join);
+            // Whatever it writes is lost then; what it sends is not. QEMU's end is the input's.
+            let _ = std::io::copy(&mut input, &mut std::io::sink());
             ExitCode::from(error.kind().exit_code())
         }
     }

@@ -1,9 +1,8 @@
 //! `virga mirror`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::{FormatArg, TrustArgs, at_least_one};
+use super::args::{FormatArg, SignArgs, TrustArgs, at_least_one};
 use super::render::{self, Format};
 use super::term;
 use crate::base::{ByteSize, Result};
@@ -16,11 +15,10 @@ pub struct Args {
     /// Sources (names or URLs), the folder, and then filters, as in: ubuntu ./mirror release=noble arch=amd64
     #[arg(required = true, value_name = "SOURCE… DIR [FILTER…]")]
     places: Vec<String>,
-    /// The key to sign with; made when the file is absent
-    #[arg(long, value_name = "FILE", required_unless_present = "as_is")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    sign: SignArgs,
     /// Keep the metadata and its signatures as they came, whole; it may then list more than is there
-    #[arg(long, conflicts_with = "key")]
+    #[arg(long, conflicts_with_all = ["key", "sign_with"])]
     as_is: bool,
     #[command(flatten)]
     trust: TrustArgs,
@@ -46,7 +44,7 @@ pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     let request = MirrorRequest {
         from: args.trust.with(places.sources),
         dir: places.dir,
-        key: args.key,
+        sign: (!args.as_is).then(|| args.sign.into()),
         max: args.max,
         keep: args.keep,
         dry_run: args.dry_run,

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::args::SignArgs;
 use super::term;
 use crate::base::{ByteSize, Result};
-use crate::ops::publish::{AddRequest, InitRequest};
+use crate::ops::publish::{AddRequest, InitRequest, RekeyRequest};
 use crate::ops::serve::ServeRequest;
 use crate::ops::{Env, publish, serve};
 
@@ -24,9 +25,8 @@ enum Command {
     Init {
         /// The folder
         dir: PathBuf,
-        /// The signing key; made when the file is absent
-        #[arg(long, value_name = "FILE")]
-        key: PathBuf,
+        #[command(flatten)]
+        sign: SignArgs,
         /// Whom a new key belongs to
         #[arg(long, default_value = "virga stream", value_name = "TEXT")]
         user_id: String,
@@ -46,9 +46,8 @@ enum Command {
         /// A root file system's metadata archive (incus.tar.xz, lxd.tar.xz) [default: made of the keys]
         #[arg(long, value_name = "FILE")]
         metadata: Option<PathBuf>,
-        /// The signing key
-        #[arg(long, value_name = "FILE")]
-        key: PathBuf,
+        #[command(flatten)]
+        sign: SignArgs,
     },
     /// Remove images from a stream
     Remove {
@@ -57,9 +56,27 @@ enum Command {
         /// Which images, as in version_name=20261123
         #[arg(required = true, value_name = "FILTER")]
         filters: Vec<String>,
-        /// The signing key
+        #[command(flatten)]
+        sign: SignArgs,
+    },
+    /// Sign a stream anew, with these keys and no others
+    #[command(
+        after_help = "To a new key without a gap: first 'rekey DIR --key OLD --key NEW', so that both sign; when \
+        all clients have the new 'keyring.gpg', 'rekey DIR --key NEW'. Clients that verify with GnuPG refuse signatures \
+        by keys that they do not know beside those that they do: for them begin with 'rekey DIR --key OLD --announce NEW', \
+        and wait until they have that 'keyring.gpg'."
+    )]
+    Rekey {
+        /// The stream's folder
+        dir: PathBuf,
+        #[command(flatten)]
+        sign: SignArgs,
+        /// A key, public or secret, that clients are given before it signs; may be given several times
         #[arg(long, value_name = "FILE")]
-        key: PathBuf,
+        announce: Vec<PathBuf>,
+        /// Whom a new key belongs to
+        #[arg(long, default_value = "virga stream", value_name = "TEXT")]
+        user_id: String,
     },
     /// Check a stream: signatures, every file's size and hash, nothing missing
     Verify {
@@ -91,17 +108,21 @@ enum Command {
 /// As the operations of [`publish`] and [`serve`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     match args.command {
-        Command::Init { dir, key, user_id, content_id } => {
-            let fingerprint = publish::init(env, &InitRequest { dir, key, user_id, content_id })?;
-            term::line(&fingerprint.to_string());
+        Command::Init { dir, sign, user_id, content_id } => {
+            let request = InitRequest { dir, sign: sign.into(), user_id, content_id };
+            publish::init(env, &request)?.iter().for_each(|key| term::line(&key.to_string()));
         }
-        Command::Add { dir, image, keys, metadata, key } => {
-            let added = publish::add(env, &AddRequest { dir, image, metadata, keys, key })?;
+        Command::Rekey { dir, sign, announce, user_id } => {
+            let request = RekeyRequest { dir, sign: sign.into(), announce, user_id };
+            publish::rekey(env, &request)?.iter().for_each(|key| term::line(&key.to_string()));
+        }
+        Command::Add { dir, image, keys, metadata, sign } => {
+            let added = publish::add(env, &AddRequest { dir, image, metadata, keys, sign: sign.into() })?;
             let verb = if added.new { "added" } else { "present" };
             term::line(&format!("{verb} {} {} ({})", added.product, added.version, ByteSize(added.size)));
         }
-        Command::Remove { dir, filters, key } => {
-            for gone in publish::remove(&dir, &key, &filters)? {
+        Command::Remove { dir, filters, sign } => {
+            for gone in publish::remove(&dir, &sign.into(), &filters)? {
                 term::line(&format!("removed {gone}"));
             }
         }

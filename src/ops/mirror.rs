@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use self::files::{Files, Missing};
 use super::catalog::{Catalog, Network, Reader, Terms};
-use super::publish::{self as keys, Keys};
+use super::publish::{self as keys, Keys, SignWith};
 use super::sync::{FromSources, block_on};
 use super::{Env, sync};
 use crate::base::{ByteSize, Error, Kind, Result, fs};
@@ -30,8 +30,8 @@ pub struct MirrorRequest {
     pub from: FromSources,
     /// The folder.
     pub dir: PathBuf,
-    /// The secret key's file, made when absent; `None` to keep the metadata as it came.
-    pub key: Option<PathBuf>,
+    /// The keys that sign, made where they are absent; `None` to keep the metadata as it came.
+    pub sign: Option<SignWith>,
     /// The newest so many versions of each product; `None` for all.
     pub max: Option<usize>,
     /// Keep what the filters cover and do not choose any more.
@@ -116,12 +116,13 @@ pub fn mirror(env: Env<'_>, request: &MirrorRequest) -> Result<MirrorReport> {
     let pool = env.pool()?;
     let _pool = pool.lock_shared()?;
     let run = Run { env, request, pool: &pool, filters };
-    let Some(key) = &request.key else { return run.whole(&sources) };
+    let Some(sign) = &request.sign else { return run.whole(&sources) };
     if request.dry_run {
-        let keys = if key.exists() { Some(Keys::load(key)?) } else { None };
+        let there = sign.files.iter().all(|file| file.exists());
+        let keys = if there { Some(Keys::load(sign)?) } else { None };
         return run.look(&sources, keys.as_ref());
     }
-    let keys = keys::keys_for(env, &request.dir, key, "virga mirror")?;
+    let keys = keys::keys_for(env, &request.dir, sign, "virga mirror")?;
     let _held = keys::with(&request.dir, &keys, |publisher| publisher.hold())?;
     run.mirror(&sources, &keys)
 }
@@ -229,7 +230,7 @@ impl Run<'_> {
         };
         // Metadata that is kept whole is all that the index leads to.
         let every = Filters::default();
-        let needed = if self.request.key.is_some() { &filters } else { &every };
+        let needed = if self.request.sign.is_some() { &filters } else { &every };
         let catalog = reader.read(needed, network).await?;
         let offers = catalog.select(&filters, self.request.max)?.fit(self.env)?.offers;
         Ok(Read { source, terms, filters, chosen: offers.into_iter().map(|offer| offer.item).collect(), catalog })

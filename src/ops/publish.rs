@@ -2,6 +2,8 @@
 //! folder that any simplestreams client reads.
 
 pub(super) mod container;
+mod gnupg;
+mod keys;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,13 +11,15 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use self::container::Container;
+pub(super) use self::keys::{Keys, keys_for};
+pub use self::keys::{RekeyRequest, SignWith, rekey};
 use super::Env;
 use crate::base::name::quoted;
-use crate::base::{Arch, ByteSize, Error, Kind, Result, fs};
+use crate::base::{Arch, ByteSize, Error, Result};
 use crate::disk;
 use crate::stream::filter::Filters;
-use crate::stream::key::{Fingerprint, Keyring, SigningKey};
-use crate::stream::publish::{self, Check, DEFAULT_CONTENT_ID, DEFAULT_FTYPE, Facts, Publisher, Report, Sign};
+use crate::stream::key::{Fingerprint, Keyring};
+use crate::stream::publish::{self, Check, DEFAULT_CONTENT_ID, DEFAULT_FTYPE, Facts, Publisher, Report};
 use crate::stream::signed;
 
 /// A stream to make.
@@ -23,8 +27,8 @@ use crate::stream::signed;
 pub struct InitRequest {
     /// Its folder.
     pub dir: PathBuf,
-    /// The secret key's file; made when absent.
-    pub key: PathBuf,
+    /// The keys that sign; a file that is absent is made.
+    pub sign: SignWith,
     /// Whom a new key belongs to.
     pub user_id: String,
     /// The content id of its document.
@@ -43,8 +47,8 @@ pub struct AddRequest {
     /// What it is: `KEY=VALUE`. `content_id`, `product_name`, `version_name`
     /// and `ftype` name its place, all else are attributes.
     pub keys: Vec<String>,
-    /// The secret key's file.
-    pub key: PathBuf,
+    /// The keys that sign the stream.
+    pub sign: SignWith,
 }
 
 /// An image that was added.
@@ -66,40 +70,6 @@ pub fn keyring_path(dir: &Path) -> PathBuf {
     dir.join(publish::KEYRING)
 }
 
-/// A secret key, and its public part to check with.
-pub(super) struct Keys {
-    signing: SigningKey,
-    trusted: Keyring,
-}
-
-impl Keys {
-    fn new(signing: SigningKey) -> Result<Self> {
-        let trusted = Keyring::from_bytes(&signing.public_binary()?)?;
-        Ok(Keys { signing, trusted })
-    }
-
-    /// # Errors
-    /// [`Kind::NotFound`] when there is none.
-    pub(super) fn load(file: &Path) -> Result<Self> {
-        Keys::new(SigningKey::from_file(file).map_err(|error| {
-            if error.kind() == Kind::NotFound {
-                return error.hint("'virga stream init DIR --key FILE' makes a key");
-            }
-            error
-        })?)
-    }
-}
-
-impl Sign for Keys {
-    fn inline(&self, document: &[u8]) -> Result<Vec<u8>> {
-        self.signing.sign_inline(document)
-    }
-
-    fn detached(&self, document: &[u8]) -> Result<Vec<u8>> {
-        self.signing.sign_detached(document)
-    }
-}
-
 struct Trusted<'a>(&'a Keyring);
 
 impl Check for Trusted<'_> {
@@ -114,73 +84,19 @@ impl Check for Trusted<'_> {
 
 /// Acts on the stream in `dir`.
 pub(super) fn with<T>(dir: &Path, keys: &Keys, act: impl FnOnce(Publisher<'_>) -> Result<T>) -> Result<T> {
-    let check = Trusted(&keys.trusted);
+    let check = Trusted(keys.trusted());
     act(Publisher { dir, sign: Some(keys), check: Some(&check), now: Timestamp::now() })
 }
 
 /// Makes an empty signed stream, and a key where there is none. The public
-/// key goes to `keyring.gpg` in the folder. Repeatable.
+/// keys go to `keyring.gpg` in the folder. Repeatable.
 ///
 /// # Errors
 /// [`Kind::Usage`] when the secret key would lie in the folder that is served.
-pub fn init(env: Env<'_>, request: &InitRequest) -> Result<Fingerprint> {
-    let keys = keys_for(env, &request.dir, &request.key, &request.user_id)?;
+pub fn init(env: Env<'_>, request: &InitRequest) -> Result<Vec<Fingerprint>> {
+    let keys = keys_for(env, &request.dir, &request.sign, &request.user_id)?;
     with(&request.dir, &keys, |publisher| publisher.init(request.content_id.as_deref().unwrap_or(DEFAULT_CONTENT_ID)))?;
-    Ok(keys.signing.fingerprint())
-}
-
-/// The key of the stream in `dir`, made where there is none; its public part
-/// is laid into the folder for clients.
-///
-/// # Errors
-/// [`Kind::Usage`] when the secret key would lie in the folder that is served.
-pub(super) fn keys_for(env: Env<'_>, dir: &Path, file: &Path, user_id: &str) -> Result<Keys> {
-    fs::create_dir(dir)?;
-    refuse_key_within(dir, file)?;
-    let (keyring, in_use) = (keyring_path(dir), dir.join("streams/v1/index.json").exists());
-    let other_key = || {
-        Error::usage(format!("the stream in '{}' is signed with another key than '{}'", dir.display(), file.display()))
-            .hint(format!(
-                "give that key; to sign with a new one, make the stream anew without '{}'",
-                keyring.display()
-            ))
-    };
-    if !file.exists() {
-        if in_use && keyring.exists() {
-            return Err(other_key());
-        }
-        let key = SigningKey::generate(user_id)?;
-        match fs::write_once(file, key.to_armored()?.as_bytes(), 0o600) {
-            // Another command made one since: that is the key.
-            Err(error) if error.kind() == Kind::Exists => {}
-            made => {
-                made?;
-                env.reporter.note(&format!("made the signing key '{}': keep it secret, and keep it", file.display()));
-            }
-        }
-    }
-    let keys = Keys::load(file)?;
-    let public = keys.signing.public_binary()?;
-    let published = fs::read(&keyring, 1 << 20).ok();
-    if in_use && published.as_ref().is_some_and(|published| *published != public) {
-        return Err(other_key());
-    }
-    if published.as_ref() != Some(&public) {
-        fs::write_atomic(&keyring, &public, 0o644)?;
-        env.reporter.note(&format!("clients need '{}': virga sync --keyring", keyring.display()));
-    }
-    Ok(keys)
-}
-
-fn refuse_key_within(dir: &Path, key: &Path) -> Result<()> {
-    let folder = fs::folder_of(key);
-    let (Ok(dir), Ok(folder)) = (dir.canonicalize(), folder.canonicalize()) else { return Ok(()) };
-    if folder.starts_with(&dir) {
-        return Err(
-            Error::usage("the secret key would lie in the folder that is served").hint("give a --key outside of it")
-        );
-    }
-    Ok(())
+    Ok(keys.fingerprints())
 }
 
 /// Adds an image. Its format and sizes are read from it; a hostile one is
@@ -196,7 +112,8 @@ pub fn add(env: Env<'_>, request: &AddRequest) -> Result<Added> {
         // Before anything is copied, and by the name that the user knows. What counts is what is found in the copy.
         facts(&request.image)?;
     }
-    let keys = Keys::load(&request.key)?;
+    let keys = Keys::load(&request.sign)?;
+    keys.fit(&request.dir)?;
     let mut place = |key: &str| attributes.remove(key);
     let (content_id, product) = (place("content_id"), place("product_name"));
     let (version, ftype) = (place("version_name"), place("ftype"));
@@ -250,8 +167,9 @@ pub(super) fn attributes(keys: &[String]) -> Result<BTreeMap<String, String>> {
 ///
 /// # Errors
 /// [`Kind::NotFound`] when none does.
-pub fn remove(dir: &Path, key: &Path, filters: &[String]) -> Result<Vec<String>> {
-    let (keys, filters) = (Keys::load(key)?, Filters::parse(filters)?);
+pub fn remove(dir: &Path, sign: &SignWith, filters: &[String]) -> Result<Vec<String>> {
+    let (keys, filters) = (Keys::load(sign)?, Filters::parse(filters)?);
+    keys.fit(dir)?;
     let removed = with(dir, &keys, |publisher| publisher.remove(&filters))?;
     if removed.is_empty() {
         return Err(Error::not_found("the stream has no image that matches"));

@@ -14,8 +14,10 @@ use super::policy::{self, TrustedKey};
 use crate::base::name::{hex, quoted, unhex};
 use crate::base::{Error, Result, fs};
 
+mod several;
 mod signing;
 
+pub use several::{Signer, sign_detached, sign_inline};
 pub use signing::SigningKey;
 
 /// More than any keyring of a distribution has, so that a wrong file is not read whole.
@@ -111,6 +113,15 @@ impl Keyring {
         Self::from_bytes(&bytes).map_err(|error| about(path, "keyring", error))
     }
 
+    /// The public keys of a file, as packets.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn binary(path: &Path) -> Result<Vec<u8>> {
+        Self::from_file(path)?;
+        packets(&fs::read(path, FILE_LIMIT)?, PUBLIC)
+    }
+
     /// Keeps only these primary keys and their sub-keys.
     ///
     /// # Errors
@@ -122,6 +133,14 @@ impl Keyring {
             return Err(Error::refused(format!("the keyring does not hold the pinned key: it holds {held}")));
         }
         Ok(self)
+    }
+
+    /// All of them; each once where both have it.
+    #[must_use]
+    pub fn with(mut self, other: &Keyring) -> Self {
+        let known = self.fingerprints();
+        self.keys.extend(other.keys.iter().filter(|key| !known.contains(&key.primary)).cloned());
+        self
     }
 
     /// The primary keys, each once, in the file's order.

@@ -193,6 +193,24 @@ impl Publisher<'_> {
         self.save(&documents)
     }
 
+    /// Signs every document again, as it is. Takes the stream's lock. Repeatable.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when a document does not verify.
+    pub fn sign_again(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.save(&self.load()?)
+    }
+
+    /// Whether every document verifies, as it must before anything is changed. Takes the stream's lock.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] when one does not.
+    pub fn check_whole(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.load().map(drop)
+    }
+
     /// Adds a file to the stream. Takes the stream's lock.
     ///
     /// When neither version nor content is new, only the product's attributes

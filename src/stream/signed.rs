@@ -3,6 +3,8 @@
 //! What the verifier returns is all that may be parsed: the text between the
 //! marks is never read a second time by anybody else.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use pgp::packet::{Packet, Signature, SignatureType};
 
@@ -64,19 +66,20 @@ pub fn verify_inline(document: &[u8], keyring: &Keyring, now: Timestamp) -> Resu
 /// # Errors
 /// As [`verify_inline`].
 pub fn verify_detached(body: &[u8], signature: &[u8], keyring: &Keyring, now: Timestamp) -> Result<Verified> {
-    let decoded;
-    let packets = if armor::is_binary(signature) {
-        signature
-    } else {
-        let block = armor::decode(signature.trim_ascii_start(), SIGNATURE)?;
-        if !armor::is_blank(block.rest) {
-            return Err(Error::refused("there is text after the signature"));
-        }
-        decoded = block.bytes;
-        &decoded
-    };
-    let signers = verify(packets, SignatureType::Binary, body, keyring, now)?;
+    let signers = verify(&detached_packets(signature)?, SignatureType::Binary, body, keyring, now)?;
     Ok(Verified { payload: body.to_vec(), signers })
+}
+
+/// The packets of a signature that is binary or armoured.
+fn detached_packets(signature: &[u8]) -> Result<Cow<'_, [u8]>> {
+    if armor::is_binary(signature) {
+        return Ok(signature.into());
+    }
+    let block = armor::decode(signature.trim_ascii_start(), SIGNATURE)?;
+    if !armor::is_blank(block.rest) {
+        return Err(Error::refused("there is text after the signature"));
+    }
+    Ok(block.bytes.into())
 }
 
 /// Whether a document carries its signature within itself: it is then to be
@@ -98,6 +101,23 @@ pub fn unsigned_text(document: &[u8]) -> Result<Vec<u8>> {
     let mut text = clearsign::split(document)?.text;
     text.push(b'\n');
     Ok(text)
+}
+
+/// By which of the keyring's primary keys a detached signature says that it was made, each once, and by which others.
+/// Nothing is verified.
+///
+/// # Errors
+/// [`Kind::Refused`](crate::base::Kind::Refused) when it is no signature.
+pub fn named_signers(signature: &[u8], keyring: &Keyring) -> Result<(Vec<Fingerprint>, Vec<String>)> {
+    let (mut known, mut others) = (Vec::new(), Vec::new());
+    for signature in read_signatures(&detached_packets(signature)?)? {
+        match keyring.named_by(&signature).next() {
+            Some(key) if known.contains(&key.primary) => {}
+            Some(key) => known.push(key.primary.clone()),
+            None => others.push(issuer(&signature)),
+        }
+    }
+    Ok((known, others))
 }
 
 const SIGNATURE: &str = "PGP SIGNATURE";

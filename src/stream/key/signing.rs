@@ -16,7 +16,7 @@ use rand_core::OsRng;
 use super::{FILE_LIMIT, Fingerprint, SECRET, about, brief, is_revocation, packets, parse};
 use crate::base::name::quoted;
 use crate::base::{Error, Kind, Result, fs};
-use crate::stream::{clearsign, policy};
+use crate::stream::policy;
 
 /// A secret key without a passphrase, and which of its parts signs.
 pub struct SigningKey {
@@ -26,7 +26,7 @@ pub struct SigningKey {
 }
 
 /// The hash of every signature that we make.
-const HASH: HashAlgorithm = HashAlgorithm::Sha512;
+pub(super) const HASH: HashAlgorithm = HashAlgorithm::Sha512;
 
 impl SigningKey {
     /// A new Ed25519 key in the form that GnuPG 2.2 reads (`EdDSA`, version 4), without expiry or passphrase.
@@ -114,23 +114,20 @@ impl SigningKey {
         Fingerprint::of(self.key.primary_key.public_key())
     }
 
-    /// A clear-signed document of `payload`. Blanks at line ends are left out:
-    /// the framework does not sign them. A last line end is added when there is none.
+    /// As [`sign_inline`](super::sign_inline), by this key alone.
     ///
     /// # Errors
-    /// When a line is too long for GnuPG to read, or signing fails.
+    /// As [`sign_inline`](super::sign_inline).
     pub fn sign_inline(&self, payload: &[u8]) -> Result<Vec<u8>> {
-        let text = clearsign::canonical(payload)?;
-        let signature = self.sign(SignatureType::Text, &text)?;
-        Ok(clearsign::join(&text, &HASH.to_string(), &signature))
+        super::sign_inline(payload, &[self])
     }
 
-    /// An armoured detached signature over exactly these bytes.
+    /// As [`sign_detached`](super::sign_detached), by this key alone.
     ///
     /// # Errors
-    /// When signing fails.
+    /// As [`sign_detached`](super::sign_detached).
     pub fn sign_detached(&self, payload: &[u8]) -> Result<Vec<u8>> {
-        self.sign(SignatureType::Binary, payload).map(String::into_bytes)
+        super::sign_detached(payload, &[self])
     }
 
     fn sign(&self, kind: SignatureType, data: &[u8]) -> Result<String> {
@@ -149,6 +146,16 @@ impl SigningKey {
     }
 }
 
+impl super::Signer for SigningKey {
+    fn sign_text(&self, text: &[u8]) -> Result<Vec<u8>> {
+        self.sign(SignatureType::Text, text).map(String::into_bytes)
+    }
+
+    fn sign_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        self.sign(SignatureType::Binary, bytes).map(String::into_bytes)
+    }
+}
+
 impl fmt::Debug for SigningKey {
     /// Never the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,7 +169,7 @@ fn armored() -> ArmorOptions<'static> {
     ArmorOptions { headers: None, include_checksum: true }
 }
 
-fn encoding(error: &pgp::errors::Error) -> Error {
+pub(super) fn encoding(error: &pgp::errors::Error) -> Error {
     Error::failed("encoding a key").because(brief(error))
 }
 
