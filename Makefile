@@ -10,7 +10,7 @@ CARGO ?= cargo
 # The directory that cargo builds in; asked of cargo only where it is needed.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help deps build dist demo check test test-drivers quick soak bench fuzz install clean
+.PHONY: help deps build dist demo check test test-drivers quick soak bench fuzz audit install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench: ## speed against named tools, as a table
 
 fuzz: ## fuzz each parser for a minute (SECONDS=60)
 	fuzz/run $(or $(SECONDS),60)
+
+audit: ## vulnerabilities, licences and sources of what virga is built of
+	@packaging/audit
 
 install: dist ## install below DESTDIR (PREFIX is /usr)
 	packaging/install-files "$(TARGET)/dist/virga" "$(DESTDIR)$(PREFIX)"

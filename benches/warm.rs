@@ -25,9 +25,12 @@ fn main() {
     bench.ok(&["template", "create"], &MACHINE);
     let made = began.elapsed();
 
-    let (mut cold, mut warm): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
+    let (mut cold, mut warm, mut open): (Vec<_>, Vec<_>, Vec<_>) = (Vec::new(), Vec::new(), Vec::new());
+    const OPEN: [&str; 3] = ["--warm", "--network", "full"];
     for round in 0..ROUNDS {
-        for (kind, options, runs) in [("cold", &[][..], &mut cold), ("warm", &["--warm"], &mut warm)] {
+        for (kind, options, runs) in
+            [("cold", &[][..], &mut cold), ("warm", &["--warm"], &mut warm), ("open", &OPEN[..], &mut open)]
+        {
             let name = format!("{kind}{round}");
             runs.push(bench.guest(&name, options));
             bench.ok(&["destroy", &name], &[]);
@@ -36,6 +39,7 @@ fn main() {
     table::head();
     let total = |runs: &[Run]| median(runs.iter().map(|run| run.total).collect());
     Row::against("create to a login over SSH", total(&warm), "cold start", total(&cold), 15.0).print();
+    Row::against("warm, kept from its host", total(&warm), "--network full", total(&open), 0.9).print();
     println!("\n    a template is made in {made:.1?}");
     stages("cold", &cold);
     stages("warm", &warm);

@@ -41,6 +41,16 @@ fn products() {
 }
 
 #[test]
+fn frames() {
+    corpus("frame").iter().for_each(|file| checks::frame(&std::fs::read(file).unwrap()));
+}
+
+#[test]
+fn texts_to_be_shown() {
+    corpus("harmless").iter().for_each(|file| checks::harmless(&std::fs::read(file).unwrap()));
+}
+
+#[test]
 fn disk_images() {
     corpus("qcow2").iter().for_each(|file| checks::qcow2(file));
 }

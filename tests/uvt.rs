@@ -149,6 +149,55 @@ fn what_cannot_be_trusted_or_found_is_one_line_and_exit_1() {
     }
 }
 
+/// Somebody on the way, who shows another image under the name of the real one, and one that is newer than all.
+#[test]
+fn what_was_taken_unsigned_stands_in_nobodys_place() {
+    let uvt = Uvt::new();
+    let mirror = published(&uvt);
+    let keyring = mirror.dir.join("keyring.gpg").to_str().unwrap().to_owned();
+    let (evil, theirs) = (uvt.home.path("evil"), uvt.home.path("evil.qcow2"));
+    small_image(&theirs, "66M");
+    let key = uvt.home.path("evil.key").display().to_string();
+    uvt.home.ok(["stream", "init", evil.to_str().unwrap(), "--key", &key]);
+    let show = |version: &str| {
+        let version = format!("version_name={version}");
+        let keys = ["os=ubuntu", "release=noble", "arch=amd64", "label=minimal daily", &version];
+        let args = ["stream", "add", evil.to_str().unwrap(), theirs.to_str().unwrap(), "--key", &key];
+        uvt.home.ok(args.iter().chain(&keys));
+    };
+    show("20261101");
+    let source = format!("file://{}/", evil.display());
+    let unsigned = || uvt.ok(STREAMS, &["sync", "--no-authentication", "--source", &source, "arch=amd64"]);
+    let signed = || uvt.ok(STREAMS, &sync(&mirror, &keyring, &["arch=amd64"]));
+    let [name, newer] = ["20261101", "99991231"].map(|version| volume_name(&format!("{PRODUCT} {version}")));
+    let [good, bad] = [uvt.home.path("amd64.qcow2"), theirs.clone()].map(|image| sha256(&image));
+
+    unsigned();
+    assert_eq!(sha256(&uvt.in_pool(&name)), bad);
+    assert!(uvt.run(STREAMS, &["query"]).2.contains("unsigned: release=noble"));
+    signed();
+    assert_eq!(sha256(&uvt.in_pool(&name)), good, "the signed one takes its place");
+    unsigned();
+    assert_eq!(sha256(&uvt.in_pool(&name)), good, "and keeps it");
+    assert!(!uvt.run(STREAMS, &["query"]).2.contains("unsigned"));
+    small_image(&theirs, "67M");
+    show("99991231");
+    unsigned();
+    assert!(uvt.volumes().contains(&name) && uvt.volumes().contains(&newer), "{:?}", uvt.volumes());
+    uvt.ok(KVM, &["create", "--no-start", "vu-which", "release=noble"]);
+    assert!(uvt.virsh(&["vol-dumpxml", "--pool", "uvtool", "vu-which.qcow"]).contains(&name));
+    // A guest on the unsigned one: it is not replaced under it.
+    uvt.ok(KVM, &["destroy", "vu-which"]);
+    uvt.ok(STREAMS, &["purge"]);
+    uvt.ok(STREAMS, &["sync", "--no-authentication", "--source", &source, "arch=amd64", "version_name=20261101"]);
+    uvt.ok(KVM, &["create", "--no-start", "vu-on-it", "release=noble"]);
+    uvt.fails(
+        STREAMS,
+        &sync(&mirror, &keyring, &["arch=amd64"]),
+        "was taken unsigned, and a guest stands on that volume",
+    );
+}
+
 #[test]
 fn each_tool_spares_and_uses_what_the_other_made() {
     let uvt = Uvt::new();

@@ -1,6 +1,7 @@
 //! What must hold for any bytes whatever. Shared by the fuzz targets and by
 //! `tests/corpus.rs`, which replays what fuzzing found.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use virga::base::RelPath;
@@ -62,4 +63,48 @@ pub fn qcow2(path: &Path) {
         assert!(facts.virtual_size % virga::disk::SECTOR == 0);
         assert!(facts.virtual_size <= virga::disk::MAX_VIRTUAL_SIZE);
     }
+}
+
+/// A frame of a guest's: none passes that begins a connection into QEMU's network, or goes where no guest is to reach. Read
+/// here by place alone, as it lies on the wire.
+#[allow(dead_code, reason = "each target uses one of these")]
+pub fn frame(bytes: &[u8]) {
+    const HOST: [u8; 4] = [192, 0, 2, 7];
+    let passes = virga::driver::frame_may_pass(bytes, &mut |addr| addr == IpAddr::from(HOST));
+    if !passes {
+        return;
+    }
+    let kind = &bytes[12..14];
+    assert!(kind == [0x08, 0x06] || kind == [0x08, 0x00] || kind == [0x86, 0xdd]);
+    if kind != [0x08, 0x00] {
+        return;
+    }
+    let packet = &bytes[14..];
+    let to: [u8; 4] = packet[16..20].try_into().unwrap();
+    assert!(to != HOST && to[0] != 127 && to[..2] != [169, 254] && (to[0] < 224 || to == [255; 4]));
+    if to[..3] == [10, 0, 2] {
+        let content = &packet[usize::from(packet[0] & 15) * 4..];
+        let dns = to[3] == 3 && content.get(2..4) == Some(&[0, 53]);
+        assert!(packet[9] != 6 || dns || content[13] & 0x12 != 0x02);
+        assert!(packet[9] != 17 || dns || (to[3] == 2 && content[2..4] == [0, 67]));
+    }
+}
+
+/// Text of whoever: what is shown has nothing that a terminal obeys or that begins a command of a CI service, also for those
+/// who read over what is not seen; and is shown as it is the second time.
+#[allow(dead_code, reason = "each target uses one of these")]
+pub fn harmless(bytes: &[u8]) {
+    use virga::base::harmless;
+    let text = String::from_utf8_lossy(bytes);
+    let (line, lines) = (harmless::line(&text), harmless::lines(&text));
+    assert_eq!((harmless::line(&line), harmless::lines(&lines)), (line.clone(), lines.clone()));
+    assert!(!line.chars().any(harmless::is_unfit));
+    for line in std::iter::once(line.as_str()).chain(lines.split('\n')) {
+        let plain: String =
+            line.chars().filter(|c| !"\u{ad}\u{200b}\u{200d}\u{2060}\u{feff}\u{fe0f}".contains(*c)).collect();
+        let command = plain.trim_start().strip_prefix("::").is_some_and(|rest| rest.contains("::"));
+        assert!(!command && !plain.contains("##[") && !plain.contains("##vso["), "{line:?}");
+    }
+    let json = serde_json::to_string(&text).unwrap();
+    assert_eq!(serde_json::from_str::<String>(&harmless::json(&json)).unwrap(), text);
 }

@@ -59,6 +59,13 @@ pub fn ours_alone(path: &Path, closed: u32) -> Result<()> {
     })
 }
 
+/// Whether a file is the user's or root's, and nobody else may write to it.
+#[must_use]
+pub fn is_guarded(path: &Path) -> bool {
+    let us = rustix::process::getuid().as_raw();
+    fs::metadata(path).is_ok_and(|found| [0, us].contains(&found.uid()) && found.mode() & 0o022 == 0)
+}
+
 /// Makes a folder (and its parents) with the user's usual mode. Existing is success.
 ///
 /// # Errors

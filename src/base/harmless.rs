@@ -41,16 +41,34 @@ pub fn json(text: &str) -> String {
         match c {
             // All of these are below U+FFFF.
             _ if is_unfit(c) && c != '\n' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            '#' if out.ends_with('#') => out.push_str("\\u0023"),
+            '#' if out.trim_end_matches(is_unseen).ends_with('#') => out.push_str("\\u0023"),
             _ => out.push(c),
         }
     }
     out
 }
 
+/// Characters that are not seen, and that some of those who compare texts pass over (.NET's way, which GitHub's runner has).
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// As [`without_plain_commands`], also where it is broken up by what is not seen, which is seen then.
+fn without_commands(line: String) -> String {
+    if line.contains(is_unseen) {
+        let plain: String = line.chars().filter(|c| !is_unseen(*c)).collect();
+        if without_plain_commands(plain.clone()) != plain {
+            return without_plain_commands(line.replace(is_unseen, &INSTEAD.to_string()));
+        }
+    }
+    without_plain_commands(line)
+}
+
 /// Takes from a line what CI services take for an order to themselves: GitHub's `::name::`, with blanks before it or
 /// not, and `##[name]`, Azure's `##vso[name]`, `TeamCity`'s `##teamcity[name]`, wherever it stands.
-fn without_commands(mut line: String) -> String {
+fn without_plain_commands(mut line: String) -> String {
     let mut from = 0;
     while let Some(at) = line[from..].find("##") {
         from += at + 1;
@@ -83,6 +101,10 @@ mod tests {
             (" \u{a0}::set-output name=a::x", " \u{a0}�::set-output name=a::x"),
             ("so ##[error]x, ##vso[task.complete]", "so #�#[error]x, #�#vso[task.complete]"),
             ("###teamcity[x]", "##�#teamcity[x]"),
+            ("::error:\u{ad}:x", "::error:�:x"),
+            ("\u{200b}:\u{feff}:error::x", "�:�:error::x"),
+            ("#\u{2060}#[error]x \u{fe0f}", "#�#[error]x �"),
+            ("👩\u{200d}🚀 soft\u{ad}ly", "👩\u{200d}🚀 soft\u{ad}ly"),
         ] {
             assert_eq!(line(text), shown);
             assert_eq!(line(&line(text)), shown, "once is enough");

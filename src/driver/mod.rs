@@ -27,6 +27,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use self::carry::Content;
+pub use self::qemu::egress::may_pass as frame_may_pass;
 pub use self::qemu::keeper::{VERB as KEEP_CONSOLE, judge as judge_frames, keep as keep_console};
 pub use self::session::{Ability, Autostart, Details, Exec, SavedIn, Session, Snapshot, Viewer};
 use crate::base::nic::Network;

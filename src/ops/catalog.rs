@@ -152,7 +152,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Kind::Refused`] when somebody verified newer metadata meanwhile, unless `allow_older`, which lowers the marks.
-    pub(super) fn remember(&self, pool: &Pool, source: &str, terms: &Terms, allow_older: bool) -> Result<()> {
+    pub(super) fn remember(&self, pool: &Pool, source: &Source, terms: &Terms, allow_older: bool) -> Result<()> {
         let documents = self.indexes.iter().chain(self.products.iter().map(|listed| &listed.document));
         let fresh = documents.filter(|document| document.fresh && !document.signers.is_empty());
         let seen: Vec<Seen<'_>> = fresh
@@ -162,7 +162,7 @@ impl Catalog {
                 mark: document.file.kept.mark(),
             })
             .collect();
-        match pool.remember(source, &seen, &terms.keys(), allow_older)? {
+        match pool.remember(&source.place(), &seen, &terms.keys(), allow_older)? {
             true => Ok(()),
             false => Err(overtaken()),
         }
@@ -199,7 +199,8 @@ struct From<'a> {
 impl Reader<'_> {
     /// Reads the indexes and those products documents that the filters do not
     /// rule out. Roots are tried in turn; when none can be reached, what was
-    /// verified last is taken, with a warning. Changes nothing on disk.
+    /// verified last is taken, with a warning. What was verified is remembered at once: whoever breaks off what follows
+    /// cannot come with something older then.
     ///
     /// # Errors
     /// [`Kind::Refused`] when anything cannot be verified, is older than what
@@ -207,7 +208,7 @@ impl Reader<'_> {
     /// kept to be offline with; else as the network says.
     pub(super) async fn read(&self, filters: &Filters, network: Network) -> Result<Catalog> {
         let store = self.source.store();
-        let (known, marks) = (self.pool.generation(&store)?, self.pool.marks(&store)?);
+        let (known, marks) = (self.pool.generation(&store)?, self.pool.marks(&self.source.place())?);
         let hasty = self.alternatives || !self.source.mirrors.is_empty() || !known.metadata.is_empty();
         let fetcher = if hasty { self.fetcher.with_retries(RETRIES_WITH_A_COPY) } else { self.fetcher.clone() };
         let from = |root, network| From { root, network, known: &known, marks: &marks, fetcher: &fetcher };
@@ -220,9 +221,12 @@ impl Reader<'_> {
                         tracing::info!(%root, %error, "the metadata cannot be read from here");
                         first.get_or_insert(error);
                     }
-                    read => {
-                        read.iter().for_each(|catalog| self.warn_of_age(catalog));
-                        return read;
+                    Ok(catalog) => {
+                        self.warn_of_age(&catalog);
+                        if !self.allow_older {
+                            catalog.remember(self.pool, self.source, self.terms, false)?;
+                        }
+                        return Ok(catalog);
                     }
                 }
             }
@@ -234,12 +238,13 @@ impl Reader<'_> {
                 Err(error) if error.kind() == Kind::NotFound && self.pool.generation(&store)? != known => {
                     Box::pin(self.read(filters, network)).await
                 }
-                read => read,
+                read => read.inspect(|catalog| self.warn_of_age(catalog)),
             },
             Some(error) if matches!(error.kind(), Kind::Failed | Kind::TimedOut) && !known.metadata.is_empty() => {
                 // What is wrong with the copy is of no interest: the network is what failed.
                 let Ok(copy) = self.walk(copy, filters).await else { return Err(error) };
                 self.env.reporter.warn(&format!("{error}; going on with the metadata that was verified last"));
+                self.warn_of_age(&copy);
                 Ok(copy)
             }
             Some(error) => Err(error),
@@ -335,7 +340,10 @@ impl Reader<'_> {
             (file.kept.updated, file.kept.signed_at) = (updated(&text), signer.as_ref().map(|signer| signer.signed_at));
             self.refuse_older(&file, from, &what)?;
         }
-        self.refuse_stale(signer.as_ref(), file.kept.updated, &what)?;
+        if fresh {
+            // A copy does not get newer by being refused: of that one is told.
+            self.refuse_stale(signer.as_ref(), file.kept.updated, &what)?;
+        }
         let signers = signers.iter().map(|signer| signer.fingerprint.to_string()).collect();
         Ok(Document { file, signature, text, signer, signers, fresh })
     }
@@ -379,9 +387,13 @@ impl Reader<'_> {
             None => signed::verify_inline(bytes, keyring, now),
         };
         let verified = verified.map_err(|error| {
-            Error::new(error.kind(), format!("{what} is not verified"))
-                .because(error)
-                .hint("if another key signs this source, pass it with --keyring FILE")
+            let explained = !error.hints().is_empty();
+            let refused = Error::new(error.kind(), format!("{what} is not verified")).because(error);
+            if explained {
+                refused
+            } else {
+                refused.hint("if another key signs this source, pass it with --keyring FILE")
+            }
         })?;
         Ok((verified.payload, verified.signers))
     }

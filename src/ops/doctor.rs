@@ -3,7 +3,7 @@
 use super::Env;
 use crate::base::plan::DriverKind;
 use crate::base::{ByteSize, Kind, cmd, fs};
-use crate::driver::{Finding, Level, ProbeDepth};
+use crate::driver::{Ability, Finding, Level, ProbeDepth};
 use crate::ssh::authorized;
 use crate::stream::source::Sources;
 
@@ -13,8 +13,16 @@ const LITTLE_SPACE: u64 = 4 * ByteSize::GIB;
 /// Looks at everything. Never fails: what is wrong is a finding.
 #[must_use]
 pub fn doctor(env: Env<'_>) -> Vec<Finding> {
-    let drivers = DriverKind::ALL.iter().map(|kind| env.driver(*kind));
-    let mut findings: Vec<Finding> = drivers.flat_map(|driver| driver.probe(ProbeDepth::Full)).collect();
+    let mut findings: Vec<Finding> = Vec::new();
+    for kind in DriverKind::ALL {
+        let driver = env.driver(*kind);
+        let found = driver.probe(ProbeDepth::Full);
+        let usable = found.iter().all(|finding| finding.level != Level::Error);
+        findings.extend(found);
+        if usable {
+            findings.push(reach(*kind, driver.capabilities().host_closed));
+        }
+    }
     findings.push(ssh_client());
     findings.extend(keyrings(env));
     findings.push(space(env));
@@ -24,6 +32,15 @@ pub fn doctor(env: Env<'_>) -> Vec<Finding> {
 
 fn finding(check: &str, level: Level, detail: impl Into<String>, hint: Option<&str>) -> Finding {
     Finding { check: check.into(), level, detail: detail.into(), hint: hint.map(Into::into), kind: Kind::Unavailable }
+}
+
+/// What a guest reaches unless it is told otherwise.
+fn reach(kind: DriverKind, host_closed: Ability) -> Finding {
+    let detail = match host_closed {
+        Ability::Yes => "guests reach the world, and not this host; '--network full' opens it to one".to_owned(),
+        Ability::No(why) => format!("guests reach this host as well: {why}"),
+    };
+    finding(&format!("{kind} network"), Level::Ok, detail, None)
 }
 
 fn ssh_client() -> Finding {

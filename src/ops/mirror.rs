@@ -267,7 +267,7 @@ impl Run<'_> {
         read.iter().try_for_each(|read| {
             let files: Vec<&[u8]> = read.catalog.files().map(|file| file.bytes.as_slice()).collect();
             let (store, older) = (read.source.store(), self.request.from.allow_older);
-            read.catalog.remember(self.pool, &store, &read.terms, older)?;
+            read.catalog.remember(self.pool, read.source, &read.terms, older)?;
             self.pool.commit(&store, &files, |generation| read.catalog.keep(generation, older))
         })
     }

@@ -22,7 +22,7 @@ pub struct RemoteRequest {
 }
 
 /// The flattened keys of all items that a source offers, with `item_url` and
-/// `source`. No architecture is assumed. Remembers nothing.
+/// `source`. No architecture is assumed. Keeps nothing, and remembers what it verified.
 ///
 /// # Errors
 /// As [`super::sync::sync`]; matching nothing is none.

@@ -279,7 +279,7 @@ impl Run<'_> {
         let images = wanted.iter().zip(&taken).map(|(image, taken)| synced(image, taken.action)).collect();
         let mut retired = Vec::new();
         let files: Vec<&[u8]> = catalog.files().map(|file| file.bytes.as_slice()).collect();
-        catalog.remember(self.pool, &store, reader.terms, self.request.from.allow_older)?;
+        catalog.remember(self.pool, self.source, reader.terms, self.request.from.allow_older)?;
         self.pool.commit(&store, &files, |generation| {
             catalog.keep(generation, self.request.from.allow_older)?;
             retired = self.outdated(generation, &wanted, &products, filters);

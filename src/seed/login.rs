@@ -188,7 +188,8 @@ fn set_password(entry: &mut Map<String, Value>, password: &str) {
         entry.remove(key);
     }
     entry.insert(
-        if super::password::is_hashed(password) { "passwd" } else { "plain_text_passwd" }.into(),
+        // Not `passwd`, which counts for users alone who are not there yet.
+        if super::password::is_hashed(password) { "hashed_passwd" } else { "plain_text_passwd" }.into(),
         json!(password),
     );
     entry.insert("lock_passwd".into(), json!(false));

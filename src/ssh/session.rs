@@ -11,7 +11,7 @@ pub use crate::base::cmd::{exit_code, shell_word};
 
 use crate::base::cmd::{Cmd, Output, Pipes, interrupt_all};
 use crate::base::poll::{self, Deadline};
-use crate::base::{Context as _, Error, Kind, Result};
+use crate::base::{Context as _, Error, Kind, Result, fs};
 
 /// The exit code of `ssh` when it was the connection that failed (ssh(1), "EXIT STATUS").
 pub const CHANNEL_FAILED: i32 = 255;
@@ -195,11 +195,15 @@ const CONFIGURATIONS: [&str; 2] = ["~/.ssh/config", "/etc/ssh/ssh_config"];
 /// `ssh` for the user: with their configuration, but for the variables and ports that it leads from every machine to every
 /// other one. `asked` are the options of this command, which count.
 fn users_program(asked: &[String]) -> Result<Cmd> {
-    program_with(&CONFIGURATIONS, asked)
+    // What is included must be the user's or root's and closed to others, which `ssh` does not ask of the system's own file:
+    // where that is nobody's, as in some containers, it is passed over rather than nobody let in.
+    let theirs_too = fs::is_guarded(Path::new(CONFIGURATIONS[1]));
+    program_with(&CONFIGURATIONS[..1 + usize::from(theirs_too)], asked)
 }
 
 fn program_with(files: &[&str], asked: &[String]) -> Result<Cmd> {
     use std::os::fd::AsRawFd as _;
+    let asked = &option_words(asked);
     let making = || "making a configuration for ssh".to_owned();
     // In memory, and gone with us: `ssh` reads it in `/proc` before anything else.
     let file = rustix::fs::memfd_create("ssh_config", rustix::fs::MemfdFlags::CLOEXEC).context(making)?;
@@ -207,17 +211,17 @@ fn program_with(files: &[&str], asked: &[String]) -> Result<Cmd> {
     std::io::Write::write_all(&mut file, configuration(files, asked).as_bytes()).context(making)?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let mut program = Cmd::new("ssh").arg("-F").arg(path);
-    if !asked.iter().any(|word| leads_ports(word)) {
+    if !asked.iter().any(leads_ports) {
         program = program.args(["-o", "ClearAllForwardings=yes"]);
     }
     Ok(program.holding(file))
 }
 
 /// `SendEnv` adds to what was said before, and only what comes last takes from it.
-fn configuration(files: &[&str], asked: &[String]) -> String {
+fn configuration(files: &[&str], asked: &[(char, String)]) -> String {
     let mut text: String = files.iter().map(|file| format!("Include {file}\n")).collect();
     text.push_str("Match all\n    SendEnv -*\n");
-    for word in asked.iter().filter(|word| !word.contains(char::is_control)) {
+    for (_, word) in asked.iter().filter(|(option, word)| *option == 'o' && !word.contains(char::is_control)) {
         // As in `-o SendEnv=NAME`, or with blanks around the sign, or instead of it.
         let word = word.trim_start();
         if let Some((key, names)) = word.split_at_checked("SendEnv".len())
@@ -230,12 +234,38 @@ fn configuration(files: &[&str], asked: &[String]) -> String {
     text
 }
 
-/// Whether a word of `ssh`'s command line is about ports: then all that were configured stay as well, for only all can be
-/// given up.
-fn leads_ports(word: &str) -> bool {
-    let starts = |key: &str| word.trim_start().get(..key.len()).is_some_and(|start| start.eq_ignore_ascii_case(key));
-    ["-L", "-R", "-D"].iter().any(|option| word.starts_with(option))
-        || ["LocalForward", "RemoteForward", "DynamicForward"].into_iter().any(starts)
+/// The options at the beginning of `ssh`'s words, as it reads them (getopt(3)): each with its value, if it takes one. What
+/// follows is a command's.
+fn option_words(words: &[String]) -> Vec<(char, String)> {
+    const WITH_VALUE: &str = "BbcDEeFIiJLlmOoPpQRSWw";
+    let (mut options, mut words) = (Vec::new(), words.iter());
+    while let Some(word) = words.next() {
+        let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty() && *letters != "-") else {
+            break;
+        };
+        for (at, letter) in letters.char_indices() {
+            if !WITH_VALUE.contains(letter) {
+                options.push((letter, String::new()));
+                continue;
+            }
+            let attached = &letters[at + letter.len_utf8()..];
+            let value =
+                if attached.is_empty() { words.next().cloned().unwrap_or_default() } else { attached.to_owned() };
+            options.push((letter, value));
+            break;
+        }
+    }
+    options
+}
+
+/// Whether an option is about ports: then all that were configured stay as well, for only all can be given up.
+fn leads_ports((option, value): &(char, String)) -> bool {
+    let starts = |key: &str| value.trim_start().get(..key.len()).is_some_and(|start| start.eq_ignore_ascii_case(key));
+    match option {
+        'L' | 'R' | 'D' => true,
+        'o' => ["LocalForward", "RemoteForward", "DynamicForward"].into_iter().any(starts),
+        _ => false,
+    }
 }
 
 /// A path as the value of an option that takes quotes, `%` and `${}` (ssh_config(5), "TOKENS").

@@ -187,7 +187,10 @@ fn judge(
     if let Some(fingerprint) = bad {
         return Err(Error::refused(format!(
             "bad signature by {fingerprint}: the document is not what was signed with this key"
-        )));
+        ))
+        .hint(
+            "the server may be in the middle of an update, or somebody altered it: try again later, or another source",
+        ));
     }
     Ok(unusable.map_or_else(|| Outcome::Unknown(issuer(signature)), Outcome::Unusable))
 }

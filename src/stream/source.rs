@@ -187,7 +187,8 @@ impl Source {
             None => (url, DEFAULT_PATH),
         };
         let (root, path) = (parse_url(root)?, parse_path(path)?);
-        let mut source = match built_in().collect::<Result<Vec<_>>>()?.into_iter().find(|source| source.url == root) {
+        let known = built_in().collect::<Result<Vec<_>>>()?;
+        let mut source = match known.into_iter().find(|source| place(&source.url) == place(&root)) {
             // What is known of it does not depend on how it was named.
             Some(known) if known.is_signed() => known,
             _ => {
@@ -247,6 +248,12 @@ impl Source {
             Signing::Required => self.name.clone(),
             Signing::Waived | Signing::Absent => format!("{}+unsigned", self.name),
         }
+    }
+
+    /// What is remembered under: the place that it is read from, however that is spelled and the source named.
+    #[must_use]
+    pub fn place(&self) -> String {
+        named(&place(&self.url), &place(&self.url))
     }
 
     /// The URL of a file of this source.
@@ -424,13 +431,33 @@ fn parse_fingerprint(text: &str) -> Result<String> {
 
 /// Without user name and password: who they are for is not what the source is, and the name is shown.
 fn name_of(root: &Address, path: &RelPath) -> String {
-    use sha2::Digest as _;
     let root = root.to_string();
     let (scheme, rest) = root.split_once("://").unwrap_or_default();
     let host = rest.split('/').next().filter(|host| !host.is_empty()).unwrap_or(scheme);
+    named(host, &format!("{root} {path}"))
+}
+
+/// A root without what leads to it all the same: how it is fetched, logins, case of letters and the usual port of its host.
+fn place(root: &Address) -> String {
+    let root = root.to_string();
+    let (scheme, rest) = root.split_once("://").unwrap_or_default();
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = host.rsplit('@').next().unwrap_or(host).to_ascii_lowercase();
+    let usual = match scheme {
+        "https" => ":443",
+        "http" => ":80",
+        _ => "",
+    };
+    let host = host.strip_suffix(usual).unwrap_or(&host);
+    format!("{}/{}", host.trim_end_matches('.'), path.trim_end_matches('/'))
+}
+
+/// A file's name: the beginning of `host` and a short hash of `what`.
+fn named(host: &str, what: &str) -> String {
+    use sha2::Digest as _;
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let host: String = host.chars().map(plain).take(30).collect();
-    let hash = sha2::Sha256::digest(format!("{root} {path}"));
+    let hash = sha2::Sha256::digest(what);
     format!("{}-{}", host.trim_matches('-'), hex(&hash[..4])).trim_start_matches('-').to_owned()
 }
 

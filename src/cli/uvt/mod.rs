@@ -49,7 +49,8 @@ fn failed(tool: &str, error: &Error) -> ExitCode {
         term::talk("interrupted");
         return ExitCode::from(error.kind().exit_code());
     }
-    term::talk(&format!("{tool}: error: {error}"));
+    // uvtool's own words have lines of their own.
+    format!("{tool}: error: {error}").lines().for_each(term::talk);
     for cause in error.causes() {
         term::talk(&format!("caused by: {cause}"));
     }

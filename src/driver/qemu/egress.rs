@@ -11,13 +11,17 @@
 
 mod frame;
 
+pub use self::frame::may_pass;
+
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Result as IoResult, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketType};
 
 /// A frame comes with its length before it, in network byte order (QEMU's `net_fill_rstate`).
 const PREFIX: usize = 4;
@@ -115,7 +119,7 @@ impl Line {
             let end = at + PREFIX + length;
             let Some(framed) = self.input.get(at..end) else { break };
             let room = self.output.len() + framed.len() <= WAITING_MAX;
-            if room && frame::may_pass(&framed[PREFIX..], is_host) {
+            if room && may_pass(&framed[PREFIX..], is_host) {
                 self.output.extend_from_slice(framed);
             }
             at = end;
@@ -166,19 +170,22 @@ impl Host {
 }
 
 /// Whether the host itself is at an address: the kernel then talks to it from that very address (`ip route get`). Nothing
-/// is sent for that.
+/// is sent for that. Where the kernel cannot be asked, it may be: a guest can use up what asking needs.
 fn is_host(addr: IpAddr) -> bool {
-    let any: IpAddr = match addr {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    // Any port will do.
+    let to = SocketAddr::new(addr, 9);
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = match net::socket(family, SocketType::DGRAM, None) {
+        Ok(socket) => UdpSocket::from(socket),
+        Err(Errno::AFNOSUPPORT) => return false,
+        Err(_) => return true,
     };
-    let talk = || {
-        let socket = UdpSocket::bind((any, 0))?;
-        // Any port will do.
-        socket.connect((addr, 9))?;
-        socket.local_addr()
-    };
-    talk().is_ok_and(|from| from.ip() == addr)
+    match net::connect(&socket, &to) {
+        Ok(()) => socket.local_addr().map_or(true, |from| from.ip() == addr),
+        // There is no way to it, so none for the guest.
+        Err(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::ADDRNOTAVAIL | Errno::INVAL) => false,
+        Err(_) => true,
+    }
 }
 
 #[cfg(test)]
@@ -206,7 +213,7 @@ mod tests {
         }
         let mut host = Host::default();
         for number in 0..2 * u32::try_from(REMEMBERED_MAX).unwrap() {
-            host.is_at(Ipv4Addr::from(0x7f00_0000 + number).into());
+            host.is_at(std::net::Ipv4Addr::from(0x7f00_0000 + number).into());
         }
         assert!(host.found.len() <= REMEMBERED_MAX);
     }

@@ -7,7 +7,7 @@
 //! used: it forks after the sandbox is up, which then may not forbid forking.
 
 mod args;
-mod egress;
+pub(super) mod egress;
 mod fingerprint;
 mod firmware;
 pub(super) mod keeper;

@@ -64,18 +64,20 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Where the source has no rule of its own: somebody who meets it for the first time cannot know that newer metadata
-    /// is held back.
+    /// Somebody who meets a source for the first time cannot know that newer metadata is held back. Where it has a rule of
+    /// its own only a copy can be that old.
     pub(super) fn warn_of_age(&self, catalog: &Catalog) {
-        let Some(index) = catalog.indexes.first().filter(|_| self.source.max_age.is_none() && !self.allow_older) else {
-            return;
-        };
+        let Some(index) = catalog.indexes.first().filter(|_| !self.allow_older) else { return };
         let Some(written) = index.file.kept.signed_at.or(index.file.kept.updated) else { return };
-        if age_of(written).is_some_and(|age| age > OLD) {
-            let (url, days) = (&index.file.kept.url, OLD.as_secs() / DAY);
+        let limit = self.source.max_age.unwrap_or(OLD);
+        if age_of(written).is_some_and(|age| age > limit) {
+            let (url, days) = (&index.file.kept.url, limit.as_secs() / DAY);
+            let more = match self.source.max_age {
+                None => "; max-age in a source file refuses what is too old",
+                Some(_) => "",
+            };
             self.env.reporter.warn(&format!(
-                "'{url}' was signed at {written}, more than {days} days ago: newer metadata may be held back; \
-                 max-age in a source file refuses what is too old"
+                "'{url}' was signed at {written}, more than {days} days ago: newer metadata may be held back{more}"
             ));
         }
     }

@@ -91,6 +91,9 @@ fn of_pool(env: Env<'_>, libvirt: &Uvtool, wish: &Wish) -> Result<InPlace> {
     };
     let parsed = Filters::parse(&filters)?;
     let mut matching = usable(env, libvirt, &wish.image_pool, &parsed)?;
+    if !parsed.names("trust") && matching.iter().any(|(image, _)| !image.trust().must_be_asked_for()) {
+        matching.retain(|(image, _)| !image.trust().must_be_asked_for());
+    }
     if matching.len() > 1 && !parsed.names("arch") {
         // Who says nothing of it means what runs here.
         let arch = wish.arch.unwrap_or_else(Arch::host).name();

@@ -20,6 +20,9 @@ pub fn query(env: Env<'_>, pool: &str, filters: &[String]) -> Result<Vec<String>
         let key = |key| image.key(key);
         format!("release={} arch={} label={} ({})", key("release"), key("arch"), key("label"), key("version_name"))
     };
+    for image in images.iter().filter(|(image, _)| image.trust().must_be_asked_for()) {
+        env.reporter.warn(&format!("unsigned: {}", line(image)));
+    }
     let mut lines: Vec<String> = images.iter().map(line).collect();
     lines.sort();
     Ok(lines)

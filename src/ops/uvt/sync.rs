@@ -145,16 +145,24 @@ impl Take<'_> {
         }
         let blob = self.pool.blob_path(&record.blob);
         let there = self.libvirt.named_volumes(self.into, &[&name])?.pop();
-        let listed = self.store.names()?.contains(&name);
-        if listed && there.is_some() {
+        let listed = self.store.images(self.env)?.into_iter().find(|image| image.volume == name);
+        // What was taken unsigned is not the image of that name; what is signed is not replaced by what is not.
+        let as_good = |listed: &Image| !listed.trust().must_be_asked_for() || record.trust().must_be_asked_for();
+        if there.is_some() && listed.as_ref().is_some_and(as_good) {
             return Ok(());
         }
-        tell(Event::Adding(product.to_owned(), version.to_owned()));
         // One without metadata may have been left by a killed command; one that something stands on is whole.
         let whole = match &there {
             None => false,
             Some(volume) => self.libvirt.used()?.by(&volume.path).is_some(),
         };
+        if whole && listed.is_some() {
+            return Err(Error::failed(format!(
+                "{product} {version} was taken unsigned, and a guest stands on that volume"
+            ))
+            .hint("it may be another image than the signed one: destroy that guest, and sync again"));
+        }
+        tell(Event::Adding(product.to_owned(), version.to_owned()));
         if !whole {
             // First its metadata: a volume that has some is whole, whenever this is killed.
             self.store.remove(&name)?;
@@ -199,8 +207,21 @@ fn retire(env: Env<'_>, store: &Store, synced: &[SyncedImage], tell: &mut dyn Fn
     for image in synced {
         newest.entry(&image.product).or_default().insert(&image.version);
     }
-    for image in store.images(env)? {
+    let images = store.images(env)?;
+    let is_newest = |image: &Image| {
+        newest.get(image.key("product_name")).is_some_and(|versions| versions.contains(image.key("version_name")))
+    };
+    // Only a signed one puts a signed one out of its place.
+    let verified: BTreeSet<String> = images
+        .iter()
+        .filter(|image| is_newest(image) && !image.trust().must_be_asked_for())
+        .map(|image| image.key("product_name").to_owned())
+        .collect();
+    for image in images {
         let (product, version) = (image.key("product_name"), image.key("version_name"));
+        if !image.trust().must_be_asked_for() && !verified.contains(product) {
+            continue;
+        }
         if newest.get(product).is_some_and(|versions| !versions.contains(version)) {
             tell(Event::Removing(product.to_owned(), version.to_owned()));
             store.remove(&image.volume)?;

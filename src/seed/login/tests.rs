@@ -75,7 +75,8 @@ fn their_own_keys_stay_and_ours_come_once() {
 fn a_hashed_password_stays_hashed() {
     let text = document("users: [{name: joe, plain_text_passwd: x, lock-passwd: true}]");
     let users = decide(&[text], &[], Some("$6$salt$hash")).users.unwrap();
-    let wanted = json!([{"name": "joe", "passwd": "$6$salt$hash", "lock_passwd": false, "ssh_authorized_keys": []}]);
+    let wanted =
+        json!([{"name": "joe", "hashed_passwd": "$6$salt$hash", "lock_passwd": false, "ssh_authorized_keys": []}]);
     assert_eq!(users, wanted);
 }
 

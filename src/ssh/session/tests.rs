@@ -306,6 +306,24 @@ fn a_guest_gets_nothing_of_the_users_that_was_not_asked_for() {
     assert!(!ran.exists(), "a command of the user's for another machine");
 }
 
+#[test]
+fn words_of_a_command_are_no_options() {
+    let read = |line: &str| option_words(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let pair = |option, value: &str| (option, value.to_owned());
+    assert_eq!(read("-NL 80:a:80 -oSendEnv=X ls -R /"), [pair('N', ""), pair('L', "80:a:80"), pair('o', "SendEnv=X")]);
+    for line in
+        ["ls -R /", "curl -L x", "-t -- -L 1:a:1", "-o Compression=yes grep -R x", "- -L", "-oLogLevel=DEBUG -L1"]
+    {
+        let leads = read(line).iter().any(leads_ports);
+        assert_eq!(leads, line.ends_with("-L1"), "{line}");
+    }
+    assert!(
+        read("-TL8080:localhost:80").iter().any(leads_ports) && read("-o localforward=1 x").iter().any(leads_ports)
+    );
+    let text = configuration(&[], &read("-oSendEnv=ONE -o SendEnv TWO echo SendEnv=THREE"));
+    assert!(text.contains("ONE") && !text.contains("THREE"), "{text}");
+}
+
 /// What was asked for on the command line counts, but not against the host key.
 #[test]
 fn options_that_were_asked_for() {

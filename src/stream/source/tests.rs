@@ -215,6 +215,33 @@ fn a_source_lists_what_its_pins_say() {
 }
 
 #[test]
+fn a_place_is_one_however_it_is_spelled() {
+    let source = |url: &str| Source::from_url(url, None).unwrap();
+    let daily = source("https://cloud-images.ubuntu.com/daily/");
+    for url in [
+        "https://cloud-images.ubuntu.com/daily",
+        "http://cloud-images.ubuntu.com/daily/",
+        "https://Cloud-Images.Ubuntu.COM:443/daily/",
+        "http://joe:secret@cloud-images.ubuntu.com:80/daily/",
+        "https://cloud-images.ubuntu.com/daily/streams/v1/index.json",
+    ] {
+        let other = source(url);
+        assert_eq!(
+            (other.place(), &other.content_ids, other.max_age),
+            (daily.place(), &daily.content_ids, daily.max_age)
+        );
+    }
+    let named = built_in().map(Result::unwrap).find(|source| source.name == "ubuntu-daily").unwrap();
+    assert_eq!(named.place(), daily.place());
+    for url in
+        ["https://cloud-images.ubuntu.com/releases/", "https://cloud-images.ubuntu.com:8443/daily/", "file:///daily/"]
+    {
+        assert_ne!(source(url).place(), daily.place(), "{url}");
+    }
+    assert!(daily.place().starts_with("cloud-images-ubuntu-com-daily-"), "{}", daily.place());
+}
+
+#[test]
 fn unsigned_runs_have_a_name_that_no_source_can_have() {
     let mut source = parse("url = 'https://x/'\nkeyring = 'k'").unwrap();
     assert_eq!(source.store(), "own");

@@ -12,14 +12,19 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const DNS6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 3);
 
+const GATEWAYS6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2)];
+
 /// All DHCPv6 servers (RFC 8415).
 const DHCP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
-/// Where clouds tell a machine who it is, and give it its logins, besides 169.254.0.0/16: Alibaba, Azure, Oracle.
+/// Where clouds tell a machine who it is, and give it its logins, besides 169.254.0.0/16: Alibaba, Azure, Oracle before it
+/// used that.
 const METADATA: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-/// The same: the network of AWS, and Google.
-const METADATA6: [[u16; 2]; 2] = [[0xfd00, 0x0ec2], [0xfd20, 0x00ce]];
+/// The same, by their first 32 bits: AWS, Google, Oracle, Scaleway, Akamai, Alibaba.
+const METADATA6: [[u16; 2]; 6] =
+    [[0xfd00, 0x0ec2], [0xfd20, 0x00ce], [0xfd00, 0x00c1], [0xfd00, 0x0042], [0xfd00, 0xa9fe], [0xfd00, 0x0100]];
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -35,8 +40,8 @@ enum Place {
     Closed,
 }
 
-/// Whether the guest may send this frame. `is_host` says whether the host is at an address.
-pub(super) fn may_pass(frame: &[u8], is_host: &mut dyn FnMut(IpAddr) -> bool) -> bool {
+/// Whether a guest on QEMU's own network may send this frame. `is_host` says whether the host is at an address.
+pub fn may_pass(frame: &[u8], is_host: &mut dyn FnMut(IpAddr) -> bool) -> bool {
     let Some((head, packet)) = frame.split_first_chunk::<14>() else { return false };
     let passes = match [head[12], head[13]] {
         // Who has which address of QEMU's network: asked and answered in it.
@@ -100,8 +105,13 @@ fn v6(packet: &[u8], is_host: &mut dyn FnMut(IpAddr) -> bool) -> Option<bool> {
     }
     // The next header is the content's, or it is nothing that libslirp takes.
     Some(match head[6] {
-        // Neighbours and routers.
-        ICMP6 => true,
+        ICMP6 => match *content.first()? {
+            // Who is there: of the gateway alone.
+            128 => GATEWAYS6.contains(&to),
+            // Routers and neighbours (RFC 4861), groups (RFC 3810).
+            130..=137 | 143 => true,
+            _ => false,
+        },
         TCP => tcp(content, to == DNS6)?,
         UDP => match port(content)? {
             53 => to == DNS6,
@@ -222,9 +232,10 @@ mod tests {
 
     #[test]
     fn nor_is_what_clouds_tell_their_machines() {
-        for to in
-            ["169.254.169.254", "169.254.0.1", "100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"]
-        {
+        let four = ["169.254.169.254", "169.254.0.1", "100.100.100.200", "168.63.129.16", "192.0.0.192"];
+        let six =
+            ["fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42", "fd00:a9fe:a9fe::1", "fd00:100::1"];
+        for to in four.into_iter().chain(six) {
             assert!(!connects(to, 80) && !sends(to, 53), "{to}");
         }
     }
@@ -235,9 +246,12 @@ mod tests {
         assert!(!connects("10.0.2.3", 22) && !sends("10.0.2.3", 22) && !connects("fec0::3", 22));
         assert!(sends("255.255.255.255", 67) && sends("10.0.2.2", 67) && sends("ff02::1:2", 547));
         assert!(passes(&ethernet([0x08, 0x06], &[0; 28])), "ARP");
-        for to in ["fe80::2", "ff02::1:ff00:2", "fec0::2"] {
-            assert!(passes(&packet(to, ICMP6, &[0; 24])), "{to}");
+        for to in ["fe80::2", "ff02::1:ff00:2", "fec0::2", "ff02::2"] {
+            assert!(passes(&packet(to, ICMP6, &[135; 24])), "{to}");
         }
+        let echo = |to| passes(&packet(to, ICMP6, &[128; 16]));
+        assert!(echo("fec0::2") && echo("fe80::2") && !echo("fec0::7") && !echo("ff02::1"));
+        assert!(!passes(&packet("fec0::2", ICMP6, &[])) && !passes(&packet("fec0::2", ICMP6, &[1; 48])));
         assert!(passes(&packet("10.0.2.2", ICMP, &[0; 8])), "the gateway says that it is there");
     }
 
