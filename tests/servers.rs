@@ -262,8 +262,8 @@ fn an_architecture_may_be_written_in_any_way() {
     if host_arch() == "amd64" {
         // By what is assumed, too, and in the pool.
         assert_eq!(good(&plain.sync(&url, &[])).0.matches("fetched ").count(), 2);
-        plain.home.ok(["create", "g", "kernel/amd64", "--no-start"]);
-        plain.home.ok(["create", "h", "debian", "--arch", "x86_64", "--no-start"]);
+        plain.home.ok(["create", "g", "kernel/amd64", "trust=unsigned", "--no-start"]);
+        plain.home.ok(["create", "h", "debian", "trust=unsigned", "--arch", "x86_64", "--no-start"]);
     }
 }
 
@@ -423,7 +423,7 @@ fn the_same_names_of_another_publisher_are_another_image() {
     one.files.insert("images/one".into(), image);
     let second = one.serve(|_| None);
     good(&one.sync(second.url("/").as_str(), &[]));
-    let error = one.home.fails(2, ["create", "g", "release=one", "--no-start"]);
+    let error = one.home.fails(2, ["create", "g", "release=one", "trust=unsigned", "--no-start"]);
     assert!(error.contains("several images match"), "{error}");
 }
 
