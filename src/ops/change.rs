@@ -7,7 +7,7 @@
 use super::{Env, identity, saved};
 use crate::base::plan::Disk;
 use crate::base::undo::Undo;
-use crate::base::{Error, GuestName, GuestPlan, Layout, Result, fs, interrupt};
+use crate::base::{Error, GuestName, GuestPlan, Kind, Layout, Result, fs, interrupt};
 use crate::disk;
 use crate::driver::{Driver, Status, Storage};
 use crate::guest::{self, Held};
@@ -45,6 +45,17 @@ pub(super) fn mend(env: Env<'_>, held: &mut Held) -> Result<()> {
         env.reporter.note(&format!("guest '{name}': settled a change that was interrupted"));
     }
     Ok(())
+}
+
+/// Refuses a guest's own name where another is wanted: that it is taken is no reason to remove the guest.
+///
+/// # Errors
+/// [`crate::base::Kind::Exists`] when the guest is there and the two are one.
+pub(super) fn another_name(layout: &Layout, from: &GuestName, to: &GuestName) -> Result<()> {
+    if from != to || !guest::exists(layout, from) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Exists, format!("'{to}' is its own name already")).hint("choose another name"))
 }
 
 /// As [`hold`], for what can be done only to a guest that does not run and is not saved.
@@ -158,4 +169,23 @@ fn shed(driver: &dyn Driver, old: &GuestPlan, new: &GuestPlan) -> Result<()> {
     let stay: Vec<String> = new.disks.iter().map(Disk::title).collect();
     let gone = old.disks.iter().filter(|disk| !disk.kept && !stay.contains(&disk.title()));
     gone.map(|disk| fs::remove_file(&disk.path)).fold(Ok(()), Result::and)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_own_name_is_no_reason_to_remove_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path().join("home"), folder.path().join("run")).unwrap();
+        let [one, other] = ["u2", "u3"].map(|name| name.parse::<GuestName>().unwrap());
+        // Without such a guest it is that what is told.
+        another_name(&layout, &one, &one).unwrap();
+        fs::create_private_dir(&layout.guest(&one)).unwrap();
+        another_name(&layout, &one, &other).unwrap();
+        let error = another_name(&layout, &one, &one).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (Kind::Exists, "'u2' is its own name already"));
+        assert_eq!(error.hints(), ["choose another name"]);
+    }
 }

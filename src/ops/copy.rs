@@ -23,6 +23,7 @@ use crate::ssh::authorized::{self, AuthorizedKeys, Sources};
 /// [`crate::base::Kind::Failed`] when `source` runs, is saved or has snapshots. Nothing is left of it then.
 pub fn clone(env: Env<'_>, source: &GuestName, name: &GuestName, key_files: &[PathBuf]) -> Result<()> {
     let layout = &env.settings.layout;
+    change::another_name(layout, source, name)?;
     if guest::exists(layout, name) {
         return Err(guest::taken(layout, name));
     }

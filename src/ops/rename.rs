@@ -14,6 +14,7 @@ use crate::guest;
 /// [`crate::base::Kind::Failed`] when it runs or is saved. It has its old name then.
 pub fn rename(env: Env<'_>, from: &GuestName, to: &GuestName) -> Result<bool> {
     let layout = &env.settings.layout;
+    change::another_name(layout, from, to)?;
     let mut held = change::hold_stopped(env, from)?;
     if guest::exists(layout, to) {
         return Err(guest::taken(layout, to));
