@@ -182,8 +182,12 @@ fn explain(plan: &GuestPlan, error: Error, said: &str) -> Error {
         return cause(Error::unavailable(message)).hint("guests that are made with '--accel tcg' do without KVM");
     }
     if said.contains("cannot set up guest memory") || said.contains("Cannot allocate memory") {
-        let hint =
-            format!("the machine has no room for {} of memory: give the guest less with '--memory'", plan.memory);
+        // What there is no more of when it could not be made has nothing that could be resized.
+        let hint = format!(
+            "the machine has no room for {} of memory: stop other guests, or give this one less: 'virga resize {} --memory \
+             SIZE' when it is there, '--memory SIZE' when it is made",
+            plan.memory, plan.name
+        );
         return cause(Error::unavailable(message)).hint(hint);
     }
     if said.contains("bridge helper failed") {
@@ -207,4 +211,20 @@ pub(super) fn plain_words(said: &str) -> String {
     };
     let lines: Vec<&str> = said.lines().map(|line| &line[plain(line)..]).collect();
     cmd::last_words(lines.join("\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::plan;
+    use super::*;
+
+    #[test]
+    fn a_guest_without_room_is_told_how_it_takes_less() {
+        let plan = plan("web", Path::new("/g"), Path::new("/r"));
+        let said = "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory\n";
+        let error = explain(&plan, Error::failed("QEMU ended at once"), said);
+        assert_eq!(error.kind(), Kind::Unavailable);
+        let hints = error.hints();
+        assert!(hints[0].contains("'virga resize web --memory SIZE'"), "{hints:?}");
+    }
 }

@@ -136,14 +136,37 @@ pub(super) fn why_not(plan: &GuestPlan) -> Option<Error> {
         let port = forward.host;
         Some(match error.kind() {
             std::io::ErrorKind::AddrInUse => Error::failed(format!("host port {port} is taken by another program"))
-                .hint(format!(
-                    "choose another with '--port HOST:{}'; host port 0 lets the system choose",
-                    forward.guest
-                )),
+                .hint(format!("free the port ('ss -ltnp' names who has it), or {}", anew(*forward))),
             std::io::ErrorKind::PermissionDenied => {
-                Error::failed(format!("host port {port} may be used by root only")).hint("choose one above 1023")
+                Error::failed(format!("host port {port} may be used by root only")).hint(anew(*forward))
             }
             _ => Error::failed(format!("host port {port} cannot be used")).because(error),
         })
     })
+}
+
+/// How a guest comes to another port: a guest that is there keeps its own.
+fn anew(forward: Forward) -> String {
+    let guest = forward.guest;
+    format!("make the guest anew with '--port 0:{guest}', which lets the system choose, or with a free one above 1023")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::plan;
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_taken_is_freed_or_another_is_had_by_making_the_guest_anew() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let host = taken.local_addr().unwrap().port();
+        let mut plan = plan("web", Path::new("/g"), Path::new("/r"));
+        plan.forwards = vec![Forward { host, guest: 22 }];
+        let error = why_not(&plan).unwrap();
+        assert_eq!(error.to_string(), format!("host port {host} is taken by another program"));
+        // 'start' has no such option: it is named with what has.
+        let hints = error.hints();
+        assert!(hints[0].starts_with("free the port"), "{hints:?}");
+        assert!(hints[0].contains("make the guest anew with '--port 0:22'"), "{hints:?}");
+    }
 }
