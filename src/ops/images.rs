@@ -97,13 +97,44 @@ pub(super) fn unknown_keys<'a>(filters: &Filters, keys: impl Iterator<Item = &'a
     )
 }
 
+/// What kind of image a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// A whole disk.
+    Disk,
+    /// A container's root file system.
+    Container,
+}
+
+impl Wanted {
+    fn title(self) -> &'static str {
+        match self {
+            Wanted::Disk => "no disk image",
+            Wanted::Container => "no image of a container",
+        }
+    }
+
+    /// The command that fetches such images.
+    fn sync(self) -> &'static str {
+        match self {
+            Wanted::Disk => "virga sync",
+            Wanted::Container => "virga sync --container",
+        }
+    }
+}
+
 /// The one image that a request means: by id, or the newest version of the
 /// one product that matches and is of the kind that is wanted. One that nobody
 /// vouched for is meant by its id, or by filters that name `trust`.
 ///
 /// # Errors
 /// [`crate::base::Kind::NotFound`] when none matches, [`crate::base::Kind::Usage`] when several products do.
-pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRecord) -> bool) -> Result<ImageRecord> {
+pub(super) fn resolve(
+    pool: &Pool,
+    filters: &[String],
+    wanted: Wanted,
+    is_kind: impl Fn(&ImageRecord) -> bool,
+) -> Result<ImageRecord> {
     if let [only] = filters
         && let Ok(id) = only.parse::<ImageId>()
     {
@@ -137,10 +168,16 @@ pub(super) fn resolve(pool: &Pool, filters: &[String], is_kind: impl Fn(&ImageRe
         .collect();
     match kinds.len() {
         0 => {
-            let records = pool.records()?;
+            let mut records = pool.records()?;
             let described: Vec<_> = records.iter().map(ImageRecord::described).collect();
             let keys = described.iter().flat_map(|keys| keys.keys().map(String::as_str));
-            Err(unknown_keys(&parsed, keys).unwrap_or_else(|| no_match(&records, &parsed, filters)))
+            if let Some(error) = unknown_keys(&parsed, keys) {
+                return Err(error);
+            }
+            records.retain(|record| record.retired_at.is_none());
+            let others = !records.is_empty();
+            records.retain(is_kind);
+            Err(no_match(&records, others, &parsed, filters, wanted))
         }
         1 => Ok(matching.swap_remove(0)),
         _ => Err(ambiguous(filters, &matching)),
@@ -171,15 +208,16 @@ fn one_packing(matching: &mut Vec<ImageRecord>) {
     matching.retain(|record| rank(record).is_none_or(|rank| rank == 0 || !better.contains(&version(record))));
 }
 
-fn no_match(records: &[ImageRecord], parsed: &Filters, filters: &[String]) -> Error {
-    let there = records.iter().filter(|record| record.retired_at.is_none());
-    let there: Vec<_> = there.map(ImageRecord::described).collect();
-    nothing("there is no image in the pool", parsed, there.iter())
-        .hint(format!(
-            "fetch one: virga sync {}",
-            if filters.is_empty() { "release=noble".into() } else { filters.join(" ") }
-        ))
-        .hint("'virga images' shows the images in the pool")
+/// Why none matches of those that are there. `others` says whether there are some of any kind.
+fn no_match(there: &[ImageRecord], others: bool, parsed: &Filters, filters: &[String], wanted: Wanted) -> Error {
+    let described: Vec<_> = there.iter().map(ImageRecord::described).collect();
+    let error = match others && there.is_empty() {
+        // Whatever the filters are: what there is, is something else.
+        true => Error::not_found(format!("there is {} in the pool", wanted.title())),
+        false => nothing("there is no image in the pool", parsed, described.iter()),
+    };
+    let filters = if filters.is_empty() { "release=noble".into() } else { filters.join(" ") };
+    error.hint(format!("fetch one: {} {filters}", wanted.sync())).hint("'virga images' shows the images in the pool")
 }
 
 fn only_unsigned(filters: &[String], id: &ImageId) -> Error {
@@ -198,4 +236,23 @@ fn ambiguous(filters: &[String], matching: &[ImageRecord]) -> Error {
     let given = if filters.is_empty() { "no filter was given".into() } else { filters.join(" ") };
     Error::usage(format!("several images match ({given}): {}{more}", names.join(", ")))
         .hint("add a filter such as release=noble, or give one image's id")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_told_how_its_images_are_fetched() {
+        let filters = ["release=noble".to_owned()];
+        let parsed = with_default_arch(&filters).unwrap();
+        let error = no_match(&[], true, &parsed, &filters, Wanted::Container);
+        assert_eq!(error.to_string(), "there is no image of a container in the pool");
+        assert_eq!(error.hints()[0], "fetch one: virga sync --container release=noble");
+        let error = no_match(&[], true, &parsed, &[], Wanted::Disk);
+        assert_eq!(error.to_string(), "there is no disk image in the pool");
+        let error = no_match(&[], false, &parsed, &filters, Wanted::Disk);
+        assert!(error.to_string().starts_with("there is no image in the pool that matches release=noble"), "{error}");
+        assert_eq!(error.hints()[0], "fetch one: virga sync release=noble");
+    }
 }

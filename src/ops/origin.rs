@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::images::Wanted;
 use super::machine::MachineRequest;
 use super::{Env, images};
 use crate::base::container::Packing;
@@ -123,7 +124,10 @@ impl Base {
             false => Packing::of_ftype(record.key("ftype")).is_some(),
         };
         let found = match &request.from {
-            From::Pool(filters) => fits(&images::resolve(pool, &with_arch(filters, request.arch), fits)?),
+            From::Pool(filters) => {
+                let wanted = if disks { Wanted::Disk } else { Wanted::Container };
+                fits(&images::resolve(pool, &with_arch(filters, request.arch), wanted, fits)?)
+            }
             From::File(_) | From::InPlace(_) => disks,
         };
         match found {
@@ -133,7 +137,7 @@ impl Base {
     }
 
     fn from_pool(pool: &Pool, filters: &[String], arch: Option<Arch>) -> Result<Self> {
-        let record = images::resolve(pool, &with_arch(filters, arch), |record| record.disk.is_some())?;
+        let record = images::resolve(pool, &with_arch(filters, arch), Wanted::Disk, |record| record.disk.is_some())?;
         let arch = found(pool, &record, arch)?;
         let Some(disk) = record.disk else {
             let ftype = quoted(record.key("ftype"));
@@ -154,7 +158,8 @@ impl Base {
     /// A root file system, and the metadata of the same version.
     fn root(pool: &Pool, filters: &[String], arch: Option<Arch>) -> Result<Self> {
         let packing = |record: &ImageRecord| Packing::of_ftype(record.key("ftype"));
-        let record = images::resolve(pool, &with_arch(filters, arch), |record| packing(record).is_some())?;
+        let is_root = |record: &ImageRecord| packing(record).is_some();
+        let record = images::resolve(pool, &with_arch(filters, arch), Wanted::Container, is_root)?;
         let arch = found(pool, &record, arch)?;
         let Some(packing) = packing(&record) else {
             let ftype = quoted(record.key("ftype"));
