@@ -508,4 +508,4 @@ pub fn blobs_in_use(layout: &Layout) -> Result<std::collections::BTreeSet<Digest
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

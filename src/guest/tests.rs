@@ -8,7 +8,7 @@ fn layout() -> (tempfile::TempDir, Layout) {
     (folder, layout)
 }
 
-fn record(layout: &Layout, name: &str) -> Record {
+pub(crate) fn record(layout: &Layout, name: &str) -> Record {
     let name: GuestName = name.parse().unwrap();
     let id = InstanceId::generate().unwrap();
     let files = layout.guest_files(&name);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Env, change, clock, list, machine, saved, wait};
+use super::{Env, change, clock, footing, list, machine, saved, wait};
 use crate::base::{Error, GuestName, Kind, Result, fs};
 use crate::driver::{Autostart, Begin, Driver, SavedIn, Status, Stop};
 use crate::guest::{self, Doing, Held};
@@ -35,6 +35,7 @@ fn start_held(env: Env<'_>, held: &mut Held) -> Result<bool> {
         Status::Running => return clock::set_again(env, held).map(|()| false),
         Status::Saved | Status::Stopped | Status::Died => {}
     }
+    footing::check(env, &held.record)?;
     if held.record.saved.is_some() {
         return saved::go_on(env, held).map(|()| true);
     }

@@ -16,6 +16,7 @@ pub mod create;
 pub mod destroy;
 pub mod doctor;
 pub mod exec;
+mod footing;
 mod identity;
 pub mod images;
 pub mod info;
