@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::base::address::{shown, without_secrets};
 use crate::base::plan::{Accel, DriverChoice, DriverKind};
+use crate::base::proxy::{Proxies, Proxy};
 use crate::base::{ByteSize, Context as _, Error, Kind, Layout, Result, fs};
 
 /// The state folder. Default: `/var/lib/virga` for root, `$XDG_DATA_HOME/virga` else.
@@ -156,6 +157,8 @@ pub struct Settings {
     pub user_home: Option<PathBuf>,
     /// The user's logins for servers.
     pub netrc: Option<Netrc>,
+    /// The proxies that servers are asked through.
+    pub proxies: Proxies,
     /// What is wrong with the proxy for each of these schemes of URLs.
     pub wrong_proxies: Vec<(&'static str, String)>,
     /// What of the environment is passed over, and what is used in its place.
@@ -212,6 +215,7 @@ pub fn load() -> Result<Settings> {
         incus_clients: incus_clients(user_home.as_deref()),
         netrc: netrc(user_home.as_deref()),
         wrong_proxies: wrong_proxies(),
+        proxies: proxies(),
         notes,
         user_home,
         agent_socket: variable(SSH_AUTH_SOCK).map(PathBuf::from),
@@ -244,23 +248,37 @@ fn netrc(home: Option<&Path>) -> Option<Netrc> {
     }
 }
 
+/// The variables that name a proxy, for each scheme of URLs, the one first that wins.
+const PROXIES: [(&str, [&str; 4]); 2] = [
+    ("http", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
+    ("https", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+];
+
+/// Which variable names the proxy for a scheme, and its value.
+fn proxy(names: [&'static str; 4]) -> Option<(&'static str, String)> {
+    let (name, value) = names.into_iter().find_map(|name| Some((name, variable(name)?)))?;
+    Some((name, value.to_string_lossy().into_owned()))
+}
+
+fn proxies() -> Proxies {
+    let named = PROXIES.into_iter().filter_map(|(scheme, names)| {
+        let (name, value) = proxy(names)?;
+        Some(Proxy::new(scheme, name, &value))
+    });
+    let without = variable("NO_PROXY").or_else(|| variable("no_proxy")).unwrap_or_default();
+    Proxies { named: named.collect(), without: without.to_string_lossy().into_owned() }
+}
+
 /// Proxies of a kind that nobody speaks to: what is behind them would be asked for directly, which is not what was meant.
 fn wrong_proxies() -> Vec<(&'static str, String)> {
     const KNOWN: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
-    let wrong = |(scheme, names): (&'static str, [&str; 4])| {
-        let (name, value) = names.into_iter().find_map(|name| Some((name, variable(name)?)))?;
-        let value = value.to_string_lossy().into_owned();
+    let wrong = |(scheme, names): (&'static str, [&'static str; 4])| {
+        let (name, value) = proxy(names)?;
         let (kind, _) = value.split_once("://")?;
         let known = KNOWN.contains(&kind.to_ascii_lowercase().as_str());
         (!known).then(|| (scheme, format!("{name} is '{}', a kind of proxy that virga does not know", shown(&value))))
     };
-    [
-        ("http", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
-        ("https", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
-    ]
-    .into_iter()
-    .filter_map(wrong)
-    .collect()
+    PROXIES.into_iter().filter_map(wrong).collect()
 }
 
 /// What Incus' and LXD's own clients go by.

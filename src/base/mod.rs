@@ -20,6 +20,7 @@ pub mod plan;
 pub mod platform;
 pub mod poll;
 pub mod progress;
+pub mod proxy;
 pub mod size;
 pub mod state;
 pub mod tls;

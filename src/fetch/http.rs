@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
 
 use super::retry::Failure;
 use super::{FetchSettings, Fetcher, Target, Validators};
+use crate::base::proxy::Proxy;
 use crate::base::{Context as _, Error, Kind, Result, address, tls};
 
 const REDIRECTS_MAX: usize = 5;
@@ -64,6 +65,11 @@ pub(super) fn redirect_verdict(previous: &[Url], next: &Url) -> std::result::Res
     }
 }
 
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// A URL fit for messages and notes: no user name, password, query or fragment.
 pub(super) fn shown(url: &Url) -> String {
     address::shown(url.as_str())
@@ -76,8 +82,7 @@ impl Fetcher {
     /// [`Kind::Usage`] for a proxy of a kind that is not known; when TLS cannot be set up, or the user agent is not a
     /// header value.
     pub(super) fn client_for(&self, url: &Url) -> Result<&Client> {
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let loopback = is_loopback(url.host_str().unwrap_or_default());
         let way = match url.scheme() {
             _ if !loopback => Way::Any,
             "https" => Way::Direct,
@@ -126,24 +131,64 @@ pub(super) fn transport_failure(target: &Target, settings: &FetchSettings, error
     if error.is_builder() {
         return target.error(Kind::Usage, format!("cannot be asked for: {cause}")).into();
     }
-    let offline = "is this machine online? behind a proxy, set HTTPS_PROXY and HTTP_PROXY";
     if error.is_connect() && cause.contains("certificate") {
         let hint = "are the ca-certificates installed and the clock right? does a proxy put in its own certificate?";
         return target.error(Kind::Failed, format!("the server's certificate is refused: {cause}")).hint(hint).into();
     }
+    let proxy = asked_through(target, settings);
+    let through = proxy.map(|proxy| format!(" through the proxy {}", proxy.address)).unwrap_or_default();
+    let hint = unconnected(&target.url, proxy, &cause);
     if error.is_timeout() {
         if error.is_connect() {
             let limit = settings.connect_timeout;
-            return Failure::transient(
-                target.error(Kind::TimedOut, format!("no connection within {limit:?}")).hint(offline),
-            );
+            let what = format!("no connection{through} within {limit:?}");
+            return Failure::transient(target.error(Kind::TimedOut, what).hint(hint));
         }
         return super::retry::stalled(&target.shown, settings.stall_timeout);
     }
     if error.is_connect() {
-        return Failure::transient(target.error(Kind::Failed, format!("cannot connect: {cause}")).hint(offline));
+        let what = format!("cannot connect{through}: {cause}");
+        return Failure::transient(target.error(Kind::Failed, what).hint(hint));
     }
     Failure::transient(target.error(Kind::Failed, format!("the connection broke: {cause}")))
+}
+
+/// The proxy that it is asked for through: none where this machine asks itself.
+fn asked_through<'s>(target: &Target, settings: &'s FetchSettings) -> Option<&'s Proxy> {
+    let host = target.url.host_str().unwrap_or_default();
+    if is_loopback(host) { None } else { settings.proxies.of(target.url.scheme(), host) }
+}
+
+/// What can be done about a connection that did not come about.
+pub(super) fn unconnected(url: &Url, proxy: Option<&Proxy>, cause: &str) -> String {
+    // What a server that does not speak TLS answers is none of its messages.
+    let not_tls =
+        ["InvalidContentType", "corrupt message", "wrong version number"].iter().any(|part| cause.contains(part));
+    let no_name = ["lookup", "resolve", "dns"].iter().any(|part| cause.contains(part));
+    match proxy {
+        Some(Proxy { variable, address, .. }) if not_tls && address.starts_with("https:") => {
+            format!("does the proxy speak http only? then {variable} is to name it with http://")
+        }
+        _ if not_tls && url.scheme() == "https" => {
+            format!("does it speak http only? then write {}", shown(url).replacen("https:", "http:", 1))
+        }
+        Some(Proxy { variable, .. }) if cause.contains("proxy auth") => {
+            format!("the proxy wants a login: set {variable} to http://USER:PASSWORD@HOST:PORT")
+        }
+        Some(Proxy { variable, .. }) if cause.contains("tunnel") && cause.contains("unsuccessful") => {
+            format!("the proxy that {variable} names does not let it through")
+        }
+        Some(proxy) if no_name && proxy.kind() == "socks5" => format!(
+            "with socks5:// this machine looks names up itself: the proxy does with socks5h://, in {}",
+            proxy.variable
+        ),
+        Some(Proxy { variable, address, .. }) => {
+            format!(
+                "{variable} names the proxy {address}: does it run there? NO_PROXY names hosts that are asked without it"
+            )
+        }
+        None => "is this machine online? behind a proxy, set HTTPS_PROXY and HTTP_PROXY".into(),
+    }
 }
 
 /// The text of the innermost error: the outer ones only say that there is one, and name the URL with its query.
@@ -180,7 +225,8 @@ pub(super) fn status_failure(target: &Target, response: &Response) -> Failure {
             ));
         }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            error = error.hint("the proxy wants a login: set HTTPS_PROXY to http://USER:PASSWORD@proxy:port");
+            let variable = if target.url.scheme() == "http" { "HTTP_PROXY" } else { "HTTPS_PROXY" };
+            error = error.hint(format!("the proxy wants a login: set {variable} to http://USER:PASSWORD@HOST:PORT"));
         }
         _ => {}
     }

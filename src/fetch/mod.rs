@@ -35,6 +35,7 @@ pub use self::item::{Expected, Fetched};
 pub use self::metadata::Metadata;
 pub use self::netrc::Logins;
 use self::retry::Budget;
+use crate::base::proxy::Proxies;
 use crate::base::{Error, Kind, Result, interrupt};
 
 /// How patient the network code is. [`Default`] is what virga uses; tests shorten it.
@@ -55,6 +56,8 @@ pub struct FetchSettings {
     pub budget: u32,
     /// For hosts whose URL has no user name and password.
     pub logins: Logins,
+    /// The proxies that the environment names, for messages.
+    pub proxies: Proxies,
     /// For URLs of these schemes the environment names a proxy that cannot be used, and why.
     pub wrong_proxies: Vec<(&'static str, String)>,
 }
@@ -69,6 +72,7 @@ impl Default for FetchSettings {
             first_delay: Duration::from_millis(500),
             budget: 32,
             logins: Logins::default(),
+            proxies: Proxies::default(),
             wrong_proxies: Vec::new(),
         }
     }

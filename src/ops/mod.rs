@@ -100,6 +100,7 @@ impl Env<'_> {
     pub fn fetcher(&self) -> Result<Fetcher> {
         let (settings, mut fetch) = (self.settings, FetchSettings::default());
         fetch.wrong_proxies = settings.wrong_proxies.clone();
+        fetch.proxies = settings.proxies.clone();
         if let Some(Netrc { path, named }) = &settings.netrc {
             match fs::read_text(path, NETRC_LIMIT) {
                 Ok(text) => fetch.logins = Logins::parse(&text),

@@ -6,10 +6,11 @@ mod server;
 
 use std::time::{Duration, Instant};
 
-use super::http::{Way, redirect_verdict, retry_after, shown};
+use super::http::{Way, redirect_verdict, retry_after, shown, unconnected};
 use super::retry::Pace;
 use super::{FetchSettings, Fetcher, Url};
 use crate::base::poll::LONG;
+use crate::base::proxy::Proxy;
 
 /// Quick at trying again, and patient with a server that is only slow to run.
 fn settings() -> FetchSettings {
@@ -94,4 +95,37 @@ fn loopback_hosts_bypass_the_proxy() {
     for host in ["http://example.org/", "http://10.0.0.1/", "http://localhost.example.org/"] {
         assert_eq!(way(host), Some(Way::Any as usize), "{host}");
     }
+}
+
+#[test]
+fn a_connection_that_did_not_come_about_is_told_by_what_stood_in_its_way() {
+    let proxy = |value: &str| Proxy::new("https", "https_proxy", value);
+    let said = |proxy: Option<Proxy>, cause: &str| unconnected(&url("https://h/x"), proxy.as_ref(), cause);
+    assert!(said(None, "Connection refused").contains("set HTTPS_PROXY"));
+    let hint = said(Some(proxy("u:secret@p:1")), "Connection refused (os error 111)");
+    assert!(hint.starts_with("https_proxy names the proxy http://p:1:") && !hint.contains("secret"), "{hint}");
+    let unresolved = "failed to lookup address information: Name or service not known";
+    assert!(said(Some(proxy("socks5://p:1")), unresolved).contains("socks5h://"));
+    assert!(!said(Some(proxy("socks5h://p:1")), unresolved).contains("socks5h:// "));
+    assert!(said(Some(proxy("p:1")), "tunnel error: unsuccessful").contains("does not let it through"));
+    let plain = "received corrupt message of type InvalidContentType";
+    assert_eq!(said(None, plain), "does it speak http only? then write http://h/x");
+    assert!(said(Some(proxy("https://p:1")), plain).starts_with("does the proxy speak http only?"));
+    assert!(said(Some(proxy("p:1")), "proxy authorization required").contains("wants a login: set https_proxy"));
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_from_one_that_is_not_there() {
+    let (listener, settings) = (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), settings());
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let error =
+        Fetcher::new(&settings).metadata(&url(&format!("https://{address}/x")), None, 1 << 10).await.unwrap_err();
+    assert!(error.hints()[0].contains("speak http only"), "{error}: {:?}", error.hints());
 }
