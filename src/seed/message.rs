@@ -48,6 +48,13 @@ pub(super) fn is_message(text: &str) -> bool {
     headers.iter().any(|header| header.is("mime-version"))
 }
 
+/// Whether it says that it has parts, and not what is between them: cloud-init makes nothing of it.
+pub(super) fn lacks_boundary(text: &str) -> bool {
+    let (headers, _) = split_headers(text.trim_start());
+    let kind = headers.iter().find(|header| header.is("content-type")).map_or("", Header::value).to_ascii_lowercase();
+    kind.trim_start().starts_with("multipart/") && !kind.contains("boundary")
+}
+
 /// Its parts in their order. `None` for what only the guest can take apart: damaged, or with an encoding or a kind that
 /// cloud-init is not known to be sent.
 pub(super) fn leaves(text: &str) -> Option<Vec<Leaf<'_>>> {

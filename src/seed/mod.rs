@@ -23,6 +23,7 @@ mod meta_data;
 mod mime;
 mod part;
 mod password;
+mod pyyaml;
 mod rename;
 mod settings;
 mod unpack;

@@ -181,6 +181,12 @@ impl Reading {
 
     /// Notes what is in a message; its parts, when it must be rewritten.
     fn message(&mut self, text: &str, what: &str) -> Result<Option<Vec<Carried>>> {
+        if message::lacks_boundary(text) {
+            return Err(Error::usage(format!(
+                "{what} is a multipart message without a boundary, of which cloud-init makes nothing"
+            ))
+            .hint("its header is to be as in 'Content-Type: multipart/mixed; boundary=\"==x==\"'"));
+        }
         let Some(leaves) = message::leaves(text) else {
             let unknown = Config::Unknown { what: what.to_owned(), text: text.to_owned() };
             self.configs.extend([unknown, Config::Unseen]);

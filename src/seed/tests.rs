@@ -404,3 +404,14 @@ proptest::proptest! {
         proptest::prop_assert_eq!(pyyaml(written.as_bytes()), json!(texts));
     }
 }
+
+#[rstest]
+#[case::a_tab(b"#cloud-config\na: b\n\t\nc: d\n", "tab at line 3, column 1: cloud-init refuses it")]
+#[case::a_date(b"#cloud-config\na: 2026-13-45\n", "is no date")]
+#[case::no_boundary(b"MIME-Version: 1.0\nContent-Type: multipart/mixed\n\n--b\n\nx\n--b--\n", "without a boundary")]
+fn what_cloud_init_would_make_nothing_of_is_refused(#[case] text: &[u8], #[case] words: &str) {
+    let error = build(&with_user_data(&[text])).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    let said = [vec![error.to_string()], error.causes()].concat().join(": ");
+    assert!(said.contains(words), "{said}");
+}

@@ -6,6 +6,7 @@ use serde_json::Value;
 use serde_saphyr::options::NonFiniteFloatPolicy;
 use serde_saphyr::{Error as Fault, UserMessageFormatter};
 
+use super::pyyaml;
 use crate::base::{Error, Result};
 
 /// How deep a document may be: nobody writes deeper, and the stack of a thread holds little more.
@@ -47,6 +48,9 @@ pub(super) fn parse_as<T: DeserializeOwned>(text: &str, what: &str) -> Result<T>
             max_events: 4 * NODES,
         },
     };
+    if let Some(why) = pyyaml::refuses(text) {
+        return Err(Error::usage(format!("{what} is not valid YAML")).because(why));
+    }
     serde_saphyr::from_str_with_options(text, options).map_err(|fault| {
         let words = fault.render_with_formatter(&UserMessageFormatter);
         match is_limit(&fault) {

@@ -91,3 +91,12 @@ fn a_message_without_end_ends() {
 fn others_are_no_messages(#[case] text: &str) {
     assert!(!is_message(text));
 }
+
+#[test]
+fn a_message_that_does_not_say_what_is_between_its_parts_is_told_from_others() {
+    assert!(lacks_boundary("MIME-Version: 1.0\nContent-Type: Multipart/mixed\n\n--b\n\none\n--b--\n"));
+    for kind in ["multipart/mixed;\n boundary=b", "multipart/mixed; BOUNDARY*=us-ascii''b", "text/plain"] {
+        assert!(!lacks_boundary(&format!("MIME-Version: 1.0\nContent-Type: {kind}\n\n--b\n\none\n--b--\n")), "{kind}");
+    }
+    assert!(!lacks_boundary("MIME-Version: 1.0\n\n#cloud-config\n"));
+}

@@ -185,7 +185,7 @@ fn users_that_only_the_guest_knows_get_default(#[case] bytes: Vec<u8>) {
 
 /// Whatever is in it: our keys are for somebody.
 #[rstest]
-#[case::damaged(b"MIME-Version: 1.0\nContent-Type: multipart/mixed\n\n--b\n\nx\n--b--\n")]
+#[case::damaged(b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=a\n\n--b\n\nx\n--b--\n")]
 #[case::an_old_encoding(b"MIME-Version: 1.0\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 a\n")]
 #[case::binary_in_an_archive(
     b"#cloud-config-archive\n- {type: text/cloud-config, content: !!binary dXNlcnM6IFtqb2VdCg==}\n"

@@ -2,7 +2,7 @@
 
 use rstest::rstest;
 
-use super::super::tests::pyyaml;
+use super::super::tests::pyyaml as read_by_pyyaml;
 use super::*;
 use crate::base::Kind;
 
@@ -24,7 +24,10 @@ use crate::base::Kind;
 #[case::windows_lines("a: b\r\nl:\r\n- x\r\n".to_owned())]
 #[case::directive("%YAML 1.1\n---\na: b\n...\n".to_owned())]
 fn what_pyyaml_reads_is_taken(#[case] text: String) {
-    assert_eq!(parse(&text, "it").unwrap_or_else(|error| panic!("{:?}", error.causes())), pyyaml(text.as_bytes()));
+    assert_eq!(
+        parse(&text, "it").unwrap_or_else(|error| panic!("{:?}", error.causes())),
+        read_by_pyyaml(text.as_bytes())
+    );
 }
 
 /// Refused before it takes memory or time: what a few lines would come to, and what no stack is deep enough for.
@@ -51,6 +54,9 @@ fn a_limit_is_told_from_a_fault(#[case] text: String) {
 #[case("a: *nobody\n")]
 #[case("a: 1\na: 2\n")]
 #[case("a:\n\tb: c\n")]
+#[case("a: b\n\t\nc: d\n")]
+#[case("a:\tb\n")]
+#[case("a: 2026-13-45\n")]
 #[case("a: b\n---\nc: d\n")]
 #[case("a: &a [*a]\n")]
 fn a_fault_is_one(#[case] text: &str) {
