@@ -10,7 +10,7 @@ use crate::base::nic::{Mac, Nic};
 use crate::base::plan::{Accel, Disk, DriverChoice, DriverKind, InstanceId, Tuning};
 use crate::base::platform::{Firmware, Platform};
 use crate::base::{Arch, ByteSize, Digest, Error, GuestName, GuestPlan, Result};
-use crate::driver::{Driver, Level, ProbeDepth, SeedIn, Started};
+use crate::driver::{Boots, Driver, Level, ProbeDepth, SeedIn, Started};
 
 /// The machine that is wanted. `None` means: as the settings say.
 #[derive(Clone, Debug)]
@@ -83,8 +83,12 @@ impl Machine {
         let memory = request.memory.unwrap_or(defaults.memory);
         let cpus = request.cpus.unwrap_or(defaults.cpus);
         check_size(memory, cpus)?;
+        let driver = choose::driver(env, request)?;
+        if !env.driver(driver).capabilities().boots.contains(&Boots::RootFileSystem) {
+            no_container(&request.container, driver)?;
+        }
         Ok(Machine {
-            driver: choose::driver(env, request)?,
+            driver,
             accel: request.accel.unwrap_or(defaults.accel),
             memory,
             cpus,
@@ -118,6 +122,22 @@ impl Machine {
             wish: self.container.clone(),
         }
     }
+}
+
+/// Refuses what only containers can be wished to be: a machine would be made without a word about it.
+///
+/// # Errors
+/// [`crate::base::Kind::Usage`] naming the option and the driver.
+fn no_container(wish: &ContainerWish, driver: DriverKind) -> Result<()> {
+    let options = [
+        ("--privileged", wish.privileged),
+        ("--nesting", wish.nesting),
+        ("--profile", !wish.profiles.is_empty()),
+        ("--target", wish.target.is_some()),
+    ];
+    let Some((option, _)) = options.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+    Err(Error::usage(format!("'{option}' is for containers, and the {driver} driver makes none"))
+        .hint("'--driver incus' and '--driver lxc' make containers; '--container' has 'virga sync' fetch their images"))
 }
 
 /// Whether a guest can have this much.
@@ -193,4 +213,28 @@ pub(super) fn note_type(plan: &mut GuestPlan, started: &Started) -> bool {
     }
     plan.platform.machine.clone_from(&started.machine);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Kind;
+
+    #[test]
+    fn what_is_for_containers_is_not_dropped_without_a_word() {
+        no_container(&ContainerWish::default(), DriverKind::Qemu).unwrap();
+        // Its size is that of the first disk, which every guest has.
+        no_container(&ContainerWish { size: Some(ByteSize(1)), ..ContainerWish::default() }, DriverKind::Qemu).unwrap();
+        let named = |text: &str| text.parse().unwrap();
+        for (option, wish) in [
+            ("--privileged", ContainerWish { privileged: true, ..ContainerWish::default() }),
+            ("--nesting", ContainerWish { nesting: true, ..ContainerWish::default() }),
+            ("--profile", ContainerWish { profiles: vec![named("web")], ..ContainerWish::default() }),
+            ("--target", ContainerWish { target: Some(named("m1")), ..ContainerWish::default() }),
+        ] {
+            let error = no_container(&wish, DriverKind::Qemu).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains(option) && error.to_string().contains("the qemu driver"), "{error}");
+        }
+    }
 }
