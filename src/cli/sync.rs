@@ -37,7 +37,9 @@ pub struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     explain: bool,
     /// List the sources that are known and end
-    #[arg(long, exclusive = true)]
+    #[arg(long, conflicts_with_all = [
+        "filters", "sources", "keyring", "unsigned", "allow_older", "offline", "container", "max", "keep", "dry_run", "explain",
+    ])]
     list_sources: bool,
     #[command(flatten)]
     format: FormatArg,
@@ -49,7 +51,7 @@ pub struct Args {
 /// As [`sync::sync`].
 pub fn run(env: Env<'_>, args: Args) -> Result<ExitCode> {
     if args.list_sources {
-        return sources(env);
+        return sources(env, args.format.format);
     }
     let format = args.format.format;
     let dry_run = args.dry_run;
@@ -97,12 +99,56 @@ fn lines(env: Env<'_>, report: &SyncReport, dry_run: bool) {
     }
 }
 
-fn sources(env: Env<'_>) -> Result<ExitCode> {
-    let sources = sync::sources(env)?;
-    let rows = sources.iter().map(|source| {
-        let trust = if source.is_signed() { "signed" } else { "UNSIGNED" };
-        vec![source.name.clone(), trust.to_owned(), source.url.to_string(), source.description.clone()]
+/// A source as it is listed for programs.
+#[derive(serde::Serialize)]
+struct Line {
+    name: String,
+    signed: bool,
+    url: String,
+    description: String,
+}
+
+fn sources(env: Env<'_>, format: Format) -> Result<ExitCode> {
+    let lines = sync::sources(env)?.into_iter().map(|source| Line {
+        signed: source.is_signed(),
+        url: source.url.to_string(),
+        name: source.name,
+        description: source.description,
     });
-    render::table(&["NAME", "TRUST", "URL", "DESCRIPTION"], rows.collect());
+    match format {
+        Format::Json => render::json(&lines.collect::<Vec<_>>())?,
+        Format::Table => {
+            let row = |line: Line| {
+                let trust = if line.signed { "signed" } else { "UNSIGNED" };
+                vec![line.name, trust.to_owned(), line.url, line.description]
+            };
+            render::table(&["NAME", "TRUST", "URL", "DESCRIPTION"], lines.map(row).collect());
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use crate::cli::Cli;
+
+    #[test]
+    fn sources_are_listed_for_programs_too_and_what_does_not_go_with_that_is_named() {
+        let parsed = |words: &[&str]| Cli::try_parse_from([&["virga", "sync", "--list-sources"], words].concat());
+        for words in [&[][..], &["--format", "json"], &["--quiet", "--format=json"], &["-v"]] {
+            parsed(words).unwrap();
+        }
+        for (words, named) in [
+            (&["--offline"][..], "--offline"),
+            (&["--source", "x"], "--source"),
+            (&["--max", "2"], "--max"),
+            (&["release=noble"], "FILTER"),
+            (&["--explain"], "--explain"),
+        ] {
+            let error = parsed(words).unwrap_err().to_string();
+            assert!(error.contains("--list-sources") && error.contains(named), "{error}");
+        }
+    }
 }
