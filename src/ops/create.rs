@@ -361,7 +361,7 @@ impl Material {
         if let authorized::Origin::Own { path, .. } = &authorized.origin
             && request.life == Life::Kept
         {
-            env.reporter.note(&format!("no SSH key of yours was found: using virga's own, {}", path.display()));
+            env.reporter.note(&format!("{}: using virga's own, {}", authorized.none(), path.display()));
         }
         Ok(Material {
             user_data,

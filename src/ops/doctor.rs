@@ -107,8 +107,9 @@ fn keys(env: Env<'_>) -> Finding {
     });
     match found {
         Ok(found) if found.keys.is_empty() => {
-            let detail = "no SSH key of yours was found: virga makes one of its own for guests";
-            finding("keys", Level::Ok, detail, None)
+            let detail = format!("{}: virga makes one of its own for guests", found.none());
+            let why = found.notes.join("; ");
+            finding("keys", Level::Ok, detail, (!why.is_empty()).then_some(why.as_str()))
         }
         Ok(found) => finding("keys", Level::Ok, format!("{} of your SSH keys get into guests", found.keys.len()), None),
         Err(error) => finding("keys", Level::Warning, error.to_string(), error.hints().first().copied()),

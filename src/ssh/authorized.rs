@@ -114,6 +114,15 @@ impl AuthorizedKeys {
         AuthorizedKeys { keys: lines.into_iter().map(|line| line.text).collect(), origin, identities, notes }
     }
 
+    /// Says of whoever has no key that none was found, or none that can be used: then [`notes`](Self::notes) say why.
+    #[must_use]
+    pub fn none(&self) -> &'static str {
+        match self.notes.is_empty() {
+            true => "no SSH key of yours was found",
+            false => "no SSH key of yours was found that can be read",
+        }
+    }
+
     /// Lets virga's own key in, which is tried before any that somebody would have to be asked for.
     fn admit(&mut self, own: keys::OwnKey) {
         self.keys.push(own.public);
@@ -216,7 +225,10 @@ fn from_home(home: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<Line>> 
         match read_file(&file) {
             Ok(found) => lines.extend(found),
             // Nobody named this file, so it is passed over, but not silently.
-            Err(error) => notes.push(format!("{error}: not used")),
+            Err(error) => {
+                let why: String = error.causes().iter().map(|cause| format!(": {cause}")).collect();
+                notes.push(format!("{error}{why}: not used"));
+            }
         }
     }
     Ok(lines)

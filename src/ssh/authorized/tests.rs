@@ -225,3 +225,17 @@ fn a_real_agent_is_asked_first() {
     let found = collect(&Sources { files: &file, ..sources }).unwrap();
     assert_eq!((found.keys, found.notes), (lines[..1].to_vec(), Vec::new()));
 }
+
+#[test]
+fn what_cannot_be_read_is_told_with_its_reason_and_is_not_called_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let (home, own) = (folder.path().join("home"), folder.path().join("own"));
+    fs::create_dir(&home.join(".ssh")).unwrap();
+    let sources = Sources { home: Some(&home), ..nothing(&own) };
+    assert_eq!(find(&sources).unwrap().none(), "no SSH key of yours was found");
+    // A link to nowhere: that not even root can read.
+    std::os::unix::fs::symlink(home.join("gone"), home.join(".ssh/id_rsa.pub")).unwrap();
+    let found = find(&sources).unwrap();
+    assert!(found.notes[0].contains("id_rsa.pub'") && found.notes[0].contains("No such file"), "{:?}", found.notes);
+    assert_eq!(found.none(), "no SSH key of yours was found that can be read");
+}
