@@ -434,13 +434,31 @@ pub fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
     };
     let full = error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded;
     let denied = error.kind() == io::ErrorKind::PermissionDenied;
+    let read_only = error.kind() == io::ErrorKind::ReadOnlyFilesystem;
     let mut ours = Error::new(kind, format!("{doing} '{}'", path.display())).because(error);
     if full {
         ours = ours.hint("the disk is full: 'virga prune' frees images that no guest uses, VIRGA_HOME moves the state");
     } else if denied {
         ours = ours.hint(why_denied(path));
+    } else if read_only {
+        ours = ours.hint("the file system is read-only: VIRGA_HOME=FOLDER keeps virga's state in another folder");
     }
     ours
+}
+
+/// Why this user can put nothing into a folder, or where it is not there yet, into the nearest one above it that is;
+/// `None` when that can be done.
+#[must_use]
+pub fn unwritable(folder: &Path) -> Option<Error> {
+    let there = nearest(folder);
+    let tried = rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK);
+    tried.err().map(|errno| explain(errno.into(), "writing to", there))
+}
+
+/// A path, or where it is not there, the nearest folder above it that is.
+fn nearest(path: &Path) -> &Path {
+    let there = path.ancestors().find(|path| path.symlink_metadata().is_ok());
+    there.unwrap_or(Path::new(if path.is_absolute() { "/" } else { "." }))
 }
 
 /// Which folder on the way to a path this user may not enter, and why: the path's own, if it is one.
@@ -463,7 +481,8 @@ fn why_denied(path: &Path) -> String {
     }
     let writable = |path: &Path| rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).is_ok();
     let folder = folder_of(path);
-    whose(if (path.exists() && !writable(path)) || writable(folder) { path } else { folder })
+    // A folder that was to be made with those above it is not there itself.
+    whose(nearest(if (path.exists() && !writable(path)) || writable(folder) { path } else { folder }))
 }
 
 fn whose(path: &Path) -> String {
@@ -481,3 +500,6 @@ fn whose(path: &Path) -> String {
         _ => format!("its mode does not allow it: see 'ls -ld {shown}'"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,8 +34,30 @@ pub fn check(layout: &Layout) -> Result<bool> {
 /// [`Kind::Failed`] when a newer virga made it, or it cannot be made.
 pub fn prepare(layout: &Layout) -> Result<()> {
     if !check(layout)? {
-        fs::create_private_dir(layout.home()).map_err(|error| error.hint(ANOTHER))?;
-        fs::write_atomic(&layout.version(), format!("{STATE_VERSION}\n").as_bytes(), 0o644)?;
+        fs::create_private_dir(layout.home()).map_err(elsewhere)?;
+        fs::write_atomic(&layout.version(), format!("{STATE_VERSION}\n").as_bytes(), 0o644).map_err(elsewhere)?;
     }
     Ok(())
+}
+
+/// Says how the state is kept elsewhere, unless that is said already.
+fn elsewhere(error: Error) -> Error {
+    if error.hints().iter().any(|hint| hint.contains("VIRGA_HOME")) { error } else { error.hint(ANOTHER) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_folder_that_cannot_be_made_is_kept_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write_new(&file, b"", 0o600).unwrap();
+        let layout = Layout::new(file.join("home"), folder.path().join("run")).unwrap();
+        let error = fs::create_private_dir(layout.home()).map_err(elsewhere).unwrap_err();
+        assert_eq!(error.hints(), [ANOTHER]);
+        let full = Error::failed("x").hint("VIRGA_HOME moves the state");
+        assert_eq!(elsewhere(full).hints().len(), 1);
+    }
 }

@@ -1,5 +1,7 @@
 //! Is everything there that virga needs, and what can be done about it.
 
+use std::path::Path;
+
 use super::Env;
 use crate::base::plan::DriverKind;
 use crate::base::{ByteSize, Kind, cmd, fs};
@@ -25,6 +27,7 @@ pub fn doctor(env: Env<'_>) -> Vec<Finding> {
     }
     findings.push(ssh_client());
     findings.extend(keyrings(env));
+    findings.push(state(env.settings.layout.home()));
     findings.push(space(env));
     findings.push(keys(env));
     findings
@@ -80,6 +83,21 @@ fn keyrings(env: Env<'_>) -> Vec<Finding> {
     findings
 }
 
+/// Without a place for its state virga can do nothing that changes anything.
+fn state(home: &Path) -> Finding {
+    match fs::unwritable(home) {
+        None => finding("state", Level::Ok, format!("kept in {}", home.display()), None),
+        Some(error) => {
+            let why: String = error.causes().iter().map(|cause| format!(": {cause}")).collect();
+            let detail = format!("nothing can be kept in {}: {error}{why}", home.display());
+            let hints = error.hints();
+            let moved = "VIRGA_HOME=FOLDER keeps the state in another folder";
+            let hint = hints.iter().find(|hint| hint.contains("VIRGA_HOME")).copied().unwrap_or(moved);
+            finding("state", Level::Error, detail, Some(hint))
+        }
+    }
+}
+
 fn space(env: Env<'_>) -> Finding {
     let home = env.settings.layout.home();
     // The folder may not be there yet: ask for the nearest one above it that is.
@@ -113,5 +131,22 @@ fn keys(env: Env<'_>) -> Finding {
         }
         Ok(found) => finding("keys", Level::Ok, format!("{} of your SSH keys get into guests", found.keys.len()), None),
         Err(error) => finding("keys", Level::Warning, error.to_string(), error.hints().first().copied()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_takes_nothing_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(state(&folder.path().join("not/yet")).level, Level::Ok);
+        // Not even root makes anything in a file.
+        let file = folder.path().join("file");
+        fs::write_new(&file, b"", 0o600).unwrap();
+        let found = state(&file);
+        assert_eq!(found.level, Level::Error, "{}", found.detail);
+        assert!(found.hint.unwrap().contains("VIRGA_HOME"));
     }
 }
