@@ -99,7 +99,7 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
 /// `--timeout`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct TimeoutArg {
-    /// Give up after this time, as in 90s or 5m [default: 5m]
+    /// Give up after this time, as in 90s, 5m or 2h [default: 5m]
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub timeout: Option<Duration>,
 }
@@ -159,15 +159,16 @@ pub fn user(text: &str) -> Result<String, String> {
     Err("a user's name has 1 to 32 of a-z, 0-9, '_' and '-' and begins with a letter or '_'".into())
 }
 
-/// A time with a unit; a bare number counts seconds, as uvtool's users write it.
+/// A time with a unit. A bare number is none: seconds and minutes are meant by it alike.
 ///
 /// # Errors
-/// Text for clap when it is neither.
+/// Text for clap when it is none.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(seconds));
-    }
-    humantime::parse_duration(text).map_err(|error| error.to_string())
+    const HOW: &str = "write a number with its unit: 90s, 5m or 2h";
+    let bare = text.trim().parse::<f64>().is_ok();
+    humantime::parse_duration(text)
+        .map_err(|_| HOW.to_owned())
+        .and_then(|time| if bare { Err(HOW.into()) } else { Ok(time) })
 }
 
 /// Memory: a bare number counts MiB, as uvtool's users write it.
@@ -293,6 +294,21 @@ impl MachineArgs {
             firmware: self.firmware,
             tpm: self.tpm,
             container: self.container.wish(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_unit_and_what_has_none_is_told_how_it_is_written() {
+        for (text, seconds) in [("90s", 90), ("5m", 300), ("2h", 7200), ("1h 30m", 5400)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["5", "0", "1.5", "x", "", "5 x"] {
+            assert!(duration(text).unwrap_err().contains("90s, 5m or 2h"), "{text}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Args {
     name: GuestName,
     #[command(flatten)]
     guest: GuestArgs,
-    /// Destroy it after this time, as in 30m or 2h
+    /// Destroy it after this time, as in 90s, 5m or 2h
     #[arg(long, value_parser = duration, value_name = "TIME")]
     ttl: Option<Duration>,
     /// Only define it

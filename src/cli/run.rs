@@ -43,7 +43,7 @@ pub struct Args {
     /// Add to the command's environment; may be given several times
     #[arg(short, long = "env", value_parser = variable, value_name = "NAME=VALUE", help_heading = "Command")]
     environment: Vec<(String, String)>,
-    /// End the command after this time, as in 90s or 10m [default: none]
+    /// End the command after this time, as in 90s, 5m or 2h [default: none]
     #[arg(long, value_parser = duration, value_name = "TIME", help_heading = "Command")]
     timeout: Option<Duration>,
     /// Give it a terminal, also where ours is none [default: if input and output are a terminal]

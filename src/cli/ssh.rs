@@ -26,7 +26,7 @@ pub struct Args {
     /// Do not wait until a guest that was started just now lets its user in
     #[arg(long)]
     no_wait: bool,
-    /// Wait no longer than this for that, as in 90s or 5m [default: 5m]
+    /// Wait no longer than this for that, as in 90s, 5m or 2h [default: 5m]
     #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with = "no_wait")]
     timeout: Option<Duration>,
     #[command(flatten)]
