@@ -307,7 +307,12 @@ pub fn taken(layout: &Layout, name: &GuestName) -> Error {
 /// When the record cannot be read, or was written by a newer virga.
 pub fn load(layout: &Layout, name: &GuestName) -> Result<Option<Record>> {
     let path = layout.guest_files(name).record();
-    let Some(record) = fs::read_json::<Record>(&path)? else { return Ok(None) };
+    let read = fs::read_json::<Record>(&path).map_err(|error| {
+        let is_json = std::error::Error::source(&error).is_some_and(|cause| cause.is::<serde_json::Error>());
+        // What this user may not read is whole for another one.
+        if is_json { error.hint(format!("repair it, or remove the guest: virga destroy {name}")) } else { error }
+    });
+    let Some(record) = read? else { return Ok(None) };
     if record.version > RECORD_VERSION {
         return Err(Error::failed(format!("guest '{name}' was made by a newer virga")).hint("update virga"));
     }
@@ -498,9 +503,9 @@ pub fn blobs_in_use(layout: &Layout) -> Result<std::collections::BTreeSet<Digest
             // The record is written before any disk: without one there is no disk.
             Entry::Broken(_, None) => {}
             Entry::Broken(name, Some(error)) => {
+                // It has the hint, where there is one.
                 return Err(Error::failed(format!("cannot tell which image guest {} uses", quoted(name.as_str())))
-                    .because(error)
-                    .hint(format!("repair or remove it first: virga destroy {name}")));
+                    .because(error));
             }
         }
     }

@@ -72,7 +72,12 @@ fn half_made_folders_are_listed_and_never_whole() {
     let entries = list(&layout).unwrap();
     assert!(matches!(&entries[0], Entry::Broken(name, None) if name.as_str() == "empty"));
     assert!(matches!(&entries[1], Entry::Broken(name, Some(_)) if name.as_str() == "torn"));
-    assert!(blobs_in_use(&layout).is_err(), "an unreadable record must stop a sweep");
+    let stopped = blobs_in_use(&layout).expect_err("an unreadable record must stop a sweep");
+    // Whoever meets it is told how to be rid of it: 'prune', 'info' and 'start' alike.
+    let name = "torn".parse().unwrap();
+    for error in [stopped, load(&layout, &name).unwrap_err(), get(&layout, &name).unwrap_err()] {
+        assert_eq!(error.hints(), ["repair it, or remove the guest: virga destroy torn"], "{error}");
+    }
     assert_eq!(sweep(&layout, true).unwrap(), 1);
     assert_eq!(sweep(&layout, false).unwrap(), 1);
     assert_eq!(sweep(&layout, false).unwrap(), 0);
