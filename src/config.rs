@@ -76,7 +76,7 @@ pub const VARIABLES: [&str; 20] = [
 ];
 
 /// One configuration file, as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Fragment {
     source: Option<String>,
@@ -333,10 +333,14 @@ fn config_files(dirs: &[PathBuf]) -> Vec<PathBuf> {
 
 fn fragment(file: &Path) -> Result<Fragment> {
     let text = fs::read_text(file, 1 << 20).map_err(|error| error.with_kind(Kind::Usage))?;
-    toml::from_str(&text)
+    let wrong = || Error::usage(format!("the configuration file '{}' is wrong", file.display()));
+    let fragment: Fragment = toml::from_str(&text)
         // It quotes the line, and that may hold a URL.
         .map_err(|error| without_secrets(&error.to_string()))
-        .map_err(|error| Error::usage(format!("the configuration file '{}' is wrong", file.display())).because(error))
+        .map_err(|error| wrong().because(error))?;
+    // By itself: of what is merged nobody knows any more which file it came from.
+    defaults(fragment.clone()).map_err(|error| wrong().because(error))?;
+    Ok(fragment)
 }
 
 fn layout(root: bool, data: Option<PathBuf>, notes: &mut Vec<String>) -> Result<Layout> {
@@ -396,8 +400,8 @@ fn absolute(path: PathBuf) -> Result<PathBuf> {
 }
 
 fn defaults(merged: Fragment) -> Result<Defaults> {
-    let size = |text: Option<String>, bare, fallback| match text {
-        Some(text) => ByteSize::parse(&text, bare),
+    let size = |name: &str, text: Option<String>, bare, fallback| match text {
+        Some(text) => ByteSize::parse(&text, bare).context(|| format!("the setting '{name}' is wrong")),
         None => Ok(ByteSize(fallback)),
     };
     let timeout = match merged.timeout {
@@ -409,9 +413,9 @@ fn defaults(merged: Fragment) -> Result<Defaults> {
         source: merged.source.unwrap_or_else(|| "ubuntu".into()),
         driver: merged.driver.as_deref().map_or(Ok(DriverKind::default().into()), str::parse)?,
         accel: merged.accel.as_deref().map_or(Ok(Accel::default()), str::parse)?,
-        memory: size(merged.memory, ByteSize::MIB, ByteSize::GIB)?,
+        memory: size("memory", merged.memory, ByteSize::MIB, ByteSize::GIB)?,
         cpus: merged.cpus.unwrap_or(1),
-        disk: size(merged.disk, ByteSize::GIB, 8 * ByteSize::GIB)?,
+        disk: size("disk", merged.disk, ByteSize::GIB, 8 * ByteSize::GIB)?,
         timeout,
     })
 }
@@ -442,6 +446,21 @@ mod tests {
         let error = fragment(&file).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
         assert!(error.causes()[0].contains("memroy"));
+    }
+
+    #[test]
+    fn a_value_that_is_wrong_is_told_with_the_file_that_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        for (text, cause) in
+            [("memory = \"lots\"", "'memory'"), ("timeout = \"5\"", "'timeout'"), ("driver = \"kvm\"", "kvm")]
+        {
+            fs::write_atomic(&file, text.as_bytes(), 0o644).unwrap();
+            let error = fragment(&file).unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage, "{text}");
+            assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+            assert!(error.causes()[0].contains(cause), "{:?}", error.causes());
+        }
     }
 
     #[test]
