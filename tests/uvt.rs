@@ -191,11 +191,8 @@ fn what_was_taken_unsigned_stands_in_nobodys_place() {
     uvt.ok(STREAMS, &["purge"]);
     uvt.ok(STREAMS, &["sync", "--no-authentication", "--source", &source, "arch=amd64", "version_name=20261101"]);
     uvt.ok(KVM, &["create", "--no-start", "vu-on-it", "release=noble"]);
-    uvt.fails(
-        STREAMS,
-        &sync(&mirror, &keyring, &["arch=amd64"]),
-        "was taken unsigned, and a guest stands on that volume",
-    );
+    let stands = format!("{PRODUCT} 20261101 was taken unsigned, and a guest stands on that volume");
+    uvt.fails(STREAMS, &sync(&mirror, &keyring, &["arch=amd64"]), &stands);
 }
 
 #[test]
