@@ -178,8 +178,11 @@ pub fn keys_for(env: Env<'_>, dir: &Path, sign_with: &SignWith, user_id: &str) -
     for file in &sign_with.files {
         refuse_key_within(dir, file)?;
         if in_use && !file.exists() {
-            return Err(Error::not_found(format!("there is no key '{}'", file.display()))
-                .hint("the stream is signed with another; 'virga stream rekey' changes which keys sign a stream"));
+            let (stream, key) = (dir.display(), file.display());
+            return Err(Error::usage(format!(
+                "the stream in '{stream}' is signed with another key than '{key}', which is not there"
+            ))
+            .hint("give that key; 'virga stream rekey' changes which keys sign a stream"));
         }
         make(env, file, user_id)?;
     }
