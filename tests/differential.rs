@@ -44,6 +44,7 @@ fn items(answer: &str) -> BTreeSet<String> {
         // Each program's own additions.
         item.remove("item_url");
         item.remove("source");
+        item.remove("trust");
         item.sort_keys();
         serde_json::to_string(&item).unwrap()
     };

@@ -422,7 +422,7 @@ fn metadata_and_root_must_belong_together() {
     assert_eq!(text(&output.stdout).matches("fetched").count(), 2);
     assert_eq!(stream.home.ok(["images", "--template", "{ftype} {state}"]), "lxd.tar.xz metadata\nsquashfs root\n");
     let error = stream.home.fails(3, ["create", "g", "bookworm", "--no-start"]);
-    assert!(error.contains("no image"), "{error}");
+    assert!(error.contains("there is no disk image in the pool"), "{error}");
 
     std::fs::remove_dir_all(stream.home.state()).unwrap();
     stream.products["products"]["p"]["versions"]["20260101"]["items"]["lxd.tar.xz"]["combined_squashfs_sha256"] =

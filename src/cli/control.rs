@@ -37,7 +37,7 @@ pub struct StopArgs {
     /// Pull the plug instead of asking the guest to shut down
     #[arg(long, conflicts_with = "timeout")]
     force: bool,
-    /// How long a guest may take to shut down [default: 90s]
+    /// How long a guest may take to shut down, as in 90s, 5m or 2h [default: 90s]
     #[arg(long, value_parser = duration, value_name = "TIME")]
     timeout: Option<Duration>,
 }

@@ -55,7 +55,7 @@ pub struct Args {
     /// How far the guest is to be before: boot, ssh or cloud-init
     #[arg(long = "for", value_parser = value::<Goal>, value_name = "GOAL", default_value = "cloud-init")]
     goal: Goal,
-    /// Give the guest up when it is not ready after this time [default: 5m]
+    /// Give the guest up when it is not ready after this time, as in 90s, 5m or 2h [default: 5m]
     #[arg(long, value_parser = duration, value_name = "TIME")]
     boot_timeout: Option<Duration>,
     /// Remove the guest afterwards: so it is without being said

@@ -1,5 +1,7 @@
 //! On what terms a source's metadata is taken: which keys must have signed it, or that nobody need have.
 
+use std::path::Path;
+
 use crate::base::{Error, Kind, Result, Trust};
 use crate::ops::Env;
 use crate::stream::filter::Filters;
@@ -71,7 +73,7 @@ impl Terms {
 /// # Errors
 /// [`Kind::Refused`] when there is no keyring, or none of the pinned keys is in it.
 pub fn keyring_of(source: &Source) -> Result<Keyring> {
-    let keyring = match (source.keyrings.iter().find(|path| path.exists()), source.shipped) {
+    let keyring = match (source.keyrings.iter().find(|path| is_there(path)), source.shipped) {
         (Some(path), _) => Keyring::from_file(path).map_err(|error| error.with_kind(Kind::Refused))?,
         (None, Some(shipped)) => Keyring::from_bytes(shipped)?,
         (None, None) => return Err(missing(source)),
@@ -81,6 +83,11 @@ pub fn keyring_of(source: &Source) -> Result<Keyring> {
     }
     let pins = source.fingerprints.iter().map(|text| text.parse()).collect::<Result<Vec<_>>>()?;
     keyring.pinned(&pins)
+}
+
+/// Whether a file is there, or may be: of one that may not be looked at the reason is told when it is opened.
+fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
 }
 
 fn missing(source: &Source) -> Error {
